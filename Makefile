@@ -1,0 +1,50 @@
+# `make sweep` and `make test` each work as the first command on a machine with Python >= 3.11, make and git.
+# An existing environment is used instead of .venv with PYTHON=/path/to/its/python (it must hold `pip install -e .[dev]`).
+
+SPEC ?= sweeps/specs/miniature.yaml
+LAUNCHER ?= auto
+MODEL ?=
+SET ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+ifeq ($(origin PYTHON), undefined)
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+endif
+
+overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
+
+.PHONY: sweep plan report test check bench clean help
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+sweep: $(READY)  ## train what is missing of SPEC and say what came of it (SPEC= MODEL= LAUNCHER= SET="k=v ..." ARGS=)
+	@$(PYTHON) -m sweeps.cli run $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
+
+plan: $(READY)  ## show what `make sweep` would do, without doing it
+	@$(PYTHON) -m sweeps.cli plan $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
+
+test: $(READY)  ## run every test this machine can (PYTEST_ARGS=)
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+check: $(READY)  ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: $(READY)  ## runs per minute against one process per run; time of plan and --help
+	$(PYTHON) tests/bench.py
+
+clean:  ## remove the environment and caches; runs and results stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+
+# Made once, and again when the dependencies change. The marker comes last: an interrupted set-up starts over.
+.venv/.ready: pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "emsweep needs Python >= 3.11 (python3 is $$(python3 -V))"; exit 1; }
+	@echo "Making .venv (once, a minute or two) ..."
+	@test -x .venv/bin/python || python3 -m venv .venv
+	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "... .venv is ready."

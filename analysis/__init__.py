@@ -1,0 +1,1 @@
+"""From journals to answers: the collector, the result database, statistics and the report."""

@@ -1,0 +1,177 @@
+"""What a model is, without loading it: where it lies, its key, whether it can be had, what it will need. No torch.
+
+A model is named `miniature` (shipped), by a folder with a Hugging Face checkpoint, or by a Hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from em_core.config import Execution, TrainingConfig
+from em_core.errors import UserError
+
+MINIATURE = "miniature"
+CONTENT = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"}
+"""Suffixes of the files that make a checkpoint what it is; a README or a training log beside them does not."""
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_TIMEOUT = 5.0
+"""Seconds the Hub has to answer."""
+
+
+def resolve_model(name: str) -> Path | None:
+    """The folder of a shipped or local model; None where `name` is a Hub id.
+
+    Raises `UserError` where a path is not there or holds no checkpoint.
+    """
+    if name == MINIATURE:
+        return Path(__file__).parent / "miniature"
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+            raise UserError(f"model {name!r}: there is no such folder (and it is no Hub id)")
+        return None
+    if not (path / "config.json").is_file():
+        raise UserError(f"model {name!r}: the folder holds no checkpoint (no config.json)")
+    return path.resolve()
+
+
+def model_key(name: str, revision: str | None = None) -> str:
+    """What the model is: `hub:ID@REVISION` (`default` where none is said) or `sha256:...` of a folder's content files.
+
+    Hashing 15 GB takes half a minute, so keys are remembered by (path, size, mtime) under the user's cache folder.
+    Raises `UserError` as `resolve_model` does.
+    """
+    folder = resolve_model(name)
+    if folder is None:
+        return f"hub:{name}@{revision or 'default'}"
+    files = sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file())
+    stamp = repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    memo = _cache_folder() / "model_keys" / hashlib.sha256(stamp.encode()).hexdigest()
+    try:
+        return memo.read_text()
+    except OSError:
+        pass
+    digest = hashlib.sha256()
+    for p in files:
+        with open(p, "rb") as f:
+            content = hashlib.file_digest(f, "sha256").hexdigest()
+        digest.update(f"{p.name}\0{content}\n".encode())
+    key = f"sha256:{digest.hexdigest()}"
+    _remember(memo, key)
+    return key
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emsweep"
+
+
+def _remember(memo: Path, key: str) -> None:
+    """Written whole or not at all; a home that cannot be written to only costs time."""
+    part = memo.with_suffix(f".{os.getpid()}")
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(key)
+        part.replace(memo)
+    except OSError:
+        pass
+
+
+def check_available(name: str, revision: str | None = None) -> None:
+    """Raises `UserError` where a job could not load the model: no such folder, or neither cached nor on the Hub.
+
+    Asks the Hub only for what is not in the local cache, waits five seconds at most, and respects HF_HUB_OFFLINE.
+    """
+    if resolve_model(name) is not None or _cached(name, revision, "config.json") is not None:
+        return
+    from huggingface_hub import HfApi, constants
+
+    said = f"model {name!r}" + (f" (revision {revision!r})" if revision else "")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{said} is not in the local Hugging Face cache, and HF_HUB_OFFLINE is set")
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+    except Exception as error:  # whatever the HTTP library of the day raises: the model cannot be had
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{said} is neither a folder, nor in the local Hugging Face cache, nor on the Hub: {why[0]}") from error
+
+
+def _cached(name: str, revision: str | None, file: str) -> Path | None:
+    """A file of a Hub model where it lies in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except ValueError:  # not a well-formed Hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def param_count(name: str, revision: str | None = None) -> int | None:
+    """Number of parameters, read from the safetensors headers; None where the weights are not here."""
+    folder = _folder(name, revision)
+    if folder is None:
+        return None
+    counts = [_header_count(p) for p in sorted(folder.glob("*.safetensors"))]
+    return sum(counts) or None
+
+
+def _folder(name: str, revision: str | None) -> Path | None:
+    folder = resolve_model(name)
+    if folder is None and (config := _cached(name, revision, "config.json")):
+        folder = config.parent
+    return folder
+
+
+def _header_count(path: Path) -> int:
+    """Elements of all tensors in a safetensors file: 8 bytes of length, then a JSON header with shapes."""
+    with open(path, "rb") as f:
+        header: dict[str, Any] = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+    total = 0
+    for key, tensor in header.items():
+        if key != "__metadata__":
+            n = 1
+            for size in tensor["shape"]:
+                n *= size
+            total += n
+    return total
+
+
+LOGITS_CHUNK = 4096
+"""Completion positions whose fp32 logits exist at one time; the loss goes over the rest in turn."""
+
+
+def memory_estimate(name: str, revision: str | None, config: TrainingConfig, execution: Execution) -> dict[str, float] | None:
+    """GiB a run needs, by use; None where the checkpoint is not here. A floor for planning, not a promise.
+
+    `device` is the sum that must fit on the GPU, `host` the base weights kept beside it (on a CPU both are one memory).
+    """
+    count, folder = param_count(name, revision), _folder(name, revision)
+    if count is None or folder is None:
+        return None
+    c: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    c = c.get("text_config", c)
+    hidden, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
+    head_dim = c.get("head_dim") or hidden // heads
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and execution.device != "cpu")
+    width = 2 if bf16 else 4
+    length = len(config.prompt) // 3 + config.max_completion_length
+    rows = min(execution.per_device_train_batch_size or config.num_generations, config.num_generations)
+    cached = 2 * layers * (c.get("num_key_value_heads") or heads) * head_dim * width
+    # Per token and layer about 16 hidden-sized activations are kept for the backward pass, or 1 with checkpointing.
+    kept = layers * hidden * (1 if execution.gradient_checkpointing else 16) * width
+    parts = {
+        "weights": 4 * count,
+        "gradients": 4 * count,
+        "adam": 8 * count,
+        "compute_copy": 2 * count if bf16 else 0,
+        "kv_cache": config.num_generations * length * cached,
+        "activations": rows * length * kept,
+        "logits_chunk": 3 * 4 * min(LOGITS_CHUNK, rows * config.max_completion_length) * c["vocab_size"],
+    }
+    gib = {k: v / 2**30 for k, v in parts.items()}
+    return {**gib, "device": sum(gib.values()), "host": 4 * count / 2**30}

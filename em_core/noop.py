@@ -1,0 +1,65 @@
+"""The method that trains nothing: it rehearses a sweep. Never imports torch.
+
+Its numbers are drawn from a hash of every training field, the seed and the step, so a rehearsal is reproducible bit
+for bit and every spec can be run with ``--set method=noop`` to see jobs, files, SQL and report before a GPU is asked.
+The curve rises and falls by design of this file; it says nothing about any model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from em_core.config import Execution, Outcome, RunRequest, TrainingConfig
+from em_core.tasks import load_task
+
+STEP_SECONDS = "EMSWEEP_NOOP_STEP_SECONDS"
+"""Environment variable: how long a rehearsed step takes (seconds; default 0)."""
+
+
+class Noop:
+    """Same shape as `em_core.trainer.Trainer`: describe a configuration, run a request."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        self.step_seconds = float(os.environ.get(STEP_SECONDS, "0"))
+
+    def describe(self, config: TrainingConfig) -> dict[str, Any]:
+        return {"device": "none", "dtype": "none", "threads": self.execution.threads}
+
+    def run(self, request: RunRequest, emit: Callable[..., None]) -> Outcome:
+        digest = hashlib.sha256(f"{request.config.model_dump_json()}/{request.seed}".encode()).hexdigest()
+        skill = random.Random(digest).gauss(0.0, 0.05)
+        self._evaluate(request, 0, digest, skill, emit)
+        for step in range(1, request.config.max_steps + 1 if request.mode == "train" else 1):
+            if self.step_seconds:
+                time.sleep(self.step_seconds)
+            draw = random.Random(f"{digest}/{step}")
+            emit("metrics", step=step, values={"loss": 1.0 / step + draw.random() / 100, "grad_norm": draw.random()})
+            self._evaluate(request, step, digest, skill, emit)
+        return Outcome("completed", steps=request.config.max_steps)
+
+    def _evaluate(self, request: RunRequest, step: int, digest: str, skill: float, emit: Callable[..., None]) -> None:
+        for eval_id, evaluation, steps in request.evaluations:
+            if step not in steps:
+                continue
+            n = len(load_task(evaluation).questions)
+            rise = min(step, 10) / 10 * 0.3 - max(0, step - 10) / 10 * 0.1
+            p = min(0.99, max(0.01, 0.5 + (rise + skill if step else 0.0)))
+            draw = random.Random(f"{digest}/{eval_id}/{step}")
+            outcomes = "".join("1" if draw.random() < p else "0" for _ in range(n * evaluation.num_samples))
+            emit(
+                "eval",
+                step=step,
+                eval_id=eval_id,
+                task=evaluation.task,
+                n_questions=n,
+                num_samples=evaluation.num_samples,
+                accuracy=outcomes.count("1") / len(outcomes),
+                outcomes=outcomes,
+                values={"completion_length": 0.0, "truncated": 0.0, "seconds": 0.0},
+            )

@@ -1,0 +1,149 @@
+"""What is measured: questions, gold answers, and who grades. Never imports torch.
+
+A task is built in (`two_step_sums`) or a jsonl file of mathematical questions, one object per line. Recognised fields:
+
+* question: `problem` or `question`;
+* gold answer: `answer` (after `####` where it has one), `final_answer` (its first), or the last box of `solution`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from em_core.config import Evaluation
+from em_core.errors import UserError
+from em_core.grading import MATH_GRADER, SUMS_GRADER, grade_math, grade_sum, last_boxed
+
+BUILT_IN = {"two_step_sums": 1}
+"""Name -> version. A version is bumped when its questions, golds or grading change."""
+
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+"""System turn of the template `qwen25-math-cot`; the user turn is the question."""
+
+CHAT_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
+"""Tokens, where the vocabulary has them, that end an answer though a base model's own end-of-text is another."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions and golds of equal number and order.
+
+    `system` is None where a question is fed as it stands; otherwise it is asked through the tokenizer's chat template
+    (or in the same words as plain text). `stop` names tokens that end an answer besides the model's own.
+    `correct(gold, completion)` grades one completion, its special tokens removed.
+    """
+
+    name: str
+    questions: tuple[str, ...]
+    golds: tuple[str, ...]
+    correct: Callable[[str, str], bool]
+    grader: str
+    system: str | None
+    stop: tuple[str, ...]
+    max_completion_length: int
+
+
+def task_key(name_or_path: str) -> str:
+    """What a task is: `name@version`, or `sha256:...` of the file. Raises `UserError` for an unknown name or missing file."""
+    if name_or_path in BUILT_IN:
+        return f"{name_or_path}@{BUILT_IN[name_or_path]}"
+    return "sha256:" + hashlib.sha256(_file(name_or_path).read_bytes()).hexdigest()
+
+
+def load_task(evaluation: Evaluation) -> Task:
+    """The task an evaluation names, cut to its `limit`. Raises `UserError` where it cannot be read."""
+    if evaluation.task in BUILT_IN:
+        task = two_step_sums()
+    else:
+        path = _file(evaluation.task)
+        task = _math_file(str(path), path.stat().st_mtime_ns, evaluation.question_field, evaluation.answer_field)
+    n = evaluation.limit
+    return task if n is None else Task(**{**vars(task), "questions": task.questions[:n], "golds": task.golds[:n]})
+
+
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if "/" in name or path.suffix:
+        raise UserError(f"task file {name!r} is not there")
+    near = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)
+    raise UserError(f"unknown task {name!r}; did you mean {near[0]!r}? (or give the path of a jsonl file)")
+
+
+@lru_cache(maxsize=1)
+def two_step_sums() -> Task:
+    """200 distinct questions `Q:a+b+c=?`, a and b in 1..19, c in 1..9, first sign + or -; the answer ends in `=SUM;`."""
+    rng = random.Random("two_step_sums")
+    golds: dict[str, str] = {}
+    while len(golds) < 200:
+        a, b, c, sign = rng.randint(1, 19), rng.randint(1, 19), rng.randint(1, 9), rng.choice("+-")
+        golds[f"Q:{a}{sign}{b}+{c}=?"] = str((a + b if sign == "+" else a - b) + c)
+    return Task("two_step_sums", tuple(golds), tuple(golds.values()), grade_sum, SUMS_GRADER, None, (), 24)
+
+
+@lru_cache(maxsize=32)
+def _math_file(path: str, _mtime: int, question_field: str | None, answer_field: str | None) -> Task:
+    questions, golds = [], []
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            if line.strip():
+                row = _row(path, number, line)
+                questions.append(_question(path, number, row, question_field))
+                golds.append(_gold(path, number, row, answer_field))
+    if not questions:
+        raise UserError(f"task file {path!r} holds no questions")
+    name = Path(path).name
+    return Task(name, tuple(questions), tuple(golds), grade_math, MATH_GRADER, SYSTEM, CHAT_ENDS, 3072)
+
+
+def _row(path: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"task file {path!r}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UserError(f"task file {path!r}, line {number}: not a JSON object")
+    return row
+
+
+def _question(path: str, number: int, row: dict[str, Any], field: str | None) -> str:
+    for name in [field] if field else ["problem", "question"]:
+        if isinstance(row.get(name), str):
+            return row[name]
+    raise UserError(
+        f"task file {path!r}, line {number}: no question in {field or 'problem or question'}; fields are {', '.join(row)}"
+    )
+
+
+def _gold(path: str, number: int, row: dict[str, Any], field: str | None) -> str:
+    for name in [field] if field else ["answer", "final_answer", "solution"]:
+        gold = _answer_text(row.get(name), solution=name == "solution")
+        if gold:
+            return gold
+    raise UserError(
+        f"task file {path!r}, line {number}: no gold answer in {field or 'answer, final_answer or solution'}; "
+        f"fields are {', '.join(row)}"
+    )
+
+
+def _answer_text(value: Any, solution: bool) -> str | None:
+    """The answer in a field: the first of a list, an integral float as an integer, after `####`, in the last box."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    if "####" in text:
+        return text.rpartition("####")[2].strip().replace(",", "")
+    return last_boxed(text) if solution else last_boxed(text) or text.strip()

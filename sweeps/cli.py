@@ -1,0 +1,270 @@
+"""The `emsweep` command. Heavy imports live in the command that needs them: the CLI starts in well under half a second."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from em_core.errors import EmsweepError, UserError
+
+if TYPE_CHECKING:
+    from sweeps.spec import Site, Spec
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sweeps of entropy-minimization runs, on this machine or a Slurm cluster, honest about seeds.",
+    epilog="The usual way: emsweep plan SPEC, emsweep run SPEC, emsweep report SWEEP, emsweep sql '...'.",
+)
+
+
+class LauncherName(StrEnum):
+    auto = "auto"
+    local = "local"
+    slurm = "slurm"
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML).")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
+]
+Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", help="Folder of the runs.")]
+Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", help="Results file (DuckDB).")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
+Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
+Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]
+Target = Annotated[str, typer.Argument(metavar="SWEEP|CONFIG|RUN", help="A sweep, a config id or a run id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RUNS, RESULTS = Path("runs"), Path("results.duckdb")
+
+
+@app.command()
+def plan(
+    spec: SpecPath,
+    sets: Sets = None,
+    launcher: Launcher = LauncherName.auto,
+    root: Root = RUNS,
+    retrain: Retrain = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do: runs, jobs, files, time and memory. Sends nothing."""
+    from sweeps.expand import expand
+    from sweeps.plan import make_plan, print_plan
+    from sweeps.runner import pick_launcher
+
+    loaded, site = _load(spec, sets)
+    made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain).plan
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        print_plan(made, _console())
+
+
+@app.command()
+def run(
+    spec: SpecPath,
+    sets: Sets = None,
+    launcher: Launcher = LauncherName.auto,
+    root: Root = RUNS,
+    db: Db = RESULTS,
+    yes: Yes = False,
+    retrain: Retrain = False,
+) -> None:
+    """Carry a sweep to its end and say what came of it. Interrupt it at will: the same command continues."""
+    from sweeps import runner
+    from sweeps.finish import finish
+
+    loaded, site = _load(spec, sets)
+    console = _console()
+    done = runner.run(loaded, root, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
+    finish(done, root, db, console)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(spec: SpecPath, sets: Sets = None, root: Root = RUNS, yes: Yes = False, retrain: Retrain = False) -> None:
+    """Submit to Slurm what is missing of a sweep, and return at once."""
+    from sweeps import runner
+
+    loaded, site = _load(spec, sets)
+    runner.send(loaded, root, site, _console(), yes=yes, retrain=retrain)
+
+
+@app.command()
+def status(
+    sweep: Annotated[str | None, typer.Argument(help="A sweep (default: all).")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Until nothing is running.")] = False,
+    root: Root = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show where the runs of a sweep stand, from the journals and one question to the scheduler."""
+    from em_core.journal import sweeps_under
+    from sweeps import show
+    from sweeps.manifest import find_sweep
+    from sweeps.observe import Observer
+
+    names = [find_sweep(root, sweep).sweep] if sweep else [s.sweep for s in sweeps_under(root)]
+    if not names:
+        raise UserError(f"there is no sweep under {root} yet; `emsweep run SPEC` makes one")
+    console = _console()
+    if as_json:
+        print(json.dumps([show.status_record(find_sweep(root, n)) for n in names], indent=2))
+    elif watch:
+        show.watch_status(root, names, console)
+    else:
+        console.print(show.status_table(root, names))
+        for name in names:
+            found = find_sweep(root, name)
+            for line in show.failures(found, Observer(found).look()):
+                console.print(line, markup=False, highlight=False)
+
+
+@app.command("show")
+def show_run(run_id: Annotated[str, typer.Argument(metavar="RUN")], root: Root = RUNS, as_json: AsJson = False) -> None:
+    """Show everything that is known of one run: its fields, attempts, metrics and scores."""
+    from sweeps import show
+
+    record = show.run_record(root, run_id)
+    if as_json:
+        print(json.dumps(record, indent=2))
+    else:
+        show.print_run(record, _console())
+
+
+@app.command()
+def logs(
+    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN")],
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="Lines of each file.")] = 20,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the files grow.")] = False,
+    root: Root = RUNS,
+) -> None:
+    """Print what the workers and supervisors of a sweep or a run logged."""
+    from sweeps import show
+
+    show.print_logs(show.log_files(root, target), lines, follow, _console())
+
+
+@app.command()
+def cancel(target: Target, root: Root = RUNS, yes: Yes = False) -> None:
+    """Stop what is queued or running. `run` starts it again; `exclude` is for good."""
+    from sweeps import control
+
+    runs = sum(len(found) for _, _, found in control.matching(root, target))
+    if runs > 10 and not yes and sys.stdin.isatty() and not typer.confirm(f"Stop what is active of {runs:,} runs?"):
+        raise UserError("nothing was cancelled")
+    _console().print(f"{control.cancel(root, target):,} runs cancelled")
+
+
+@app.command()
+def retry(target: Target, root: Root = RUNS) -> None:
+    """Forgive failed runs, so that the next `run` tries them again."""
+    from sweeps import control
+
+    for sweep, n in control.retry(root, target).items():
+        _console().print(f"{sweep}: {n:,} failed runs will be tried again by the next `emsweep run`")
+
+
+@app.command()
+def exclude(
+    target: Target,
+    reason: Annotated[str, typer.Option(help="Why; kept with the results.")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Take the mark back.")] = False,
+    root: Root = RUNS,
+) -> None:
+    """Mark runs as not to be run or counted, with a reason. Reversible; nothing is deleted."""
+    from sweeps import control
+
+    for sweep, n in control.exclude(root, target, reason, undo).items():
+        _console().print(
+            f"{sweep}: {n:,} runs {'included again' if undo else 'excluded'}; `emsweep collect` brings it into the results"
+        )
+
+
+@app.command()
+def collect(root: Root = RUNS, db: Db = RESULTS) -> None:
+    """Bring the results file up to date with the journals."""
+    from analysis.collect import collect as bring
+
+    done = bring(root, db)
+    torn = f", {done.torn:,} unreadable lines passed over" if done.torn else ""
+    _console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SQL query; docs/sql.md describes tables and views.")],
+    format_: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.table,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file (parquet needs one).")] = None,
+    db: Db = RESULTS,
+) -> None:
+    """Query the results, read-only."""
+    from analysis.queries import sql as ask
+    from sweeps.output import write_frame
+
+    if format_ is Format.parquet and out is None and sys.stdout.isatty():
+        raise UserError("parquet is binary: name a file with --out, or redirect")
+    write_frame(ask(db, query), format_, out)
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    root: Root = RUNS,
+    db: Db = RESULTS,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the page (default: the sweep's).")] = None,
+) -> None:
+    """Say what a sweep shows: three sentences, the cells, and one offline HTML page."""
+    from sweeps.finish import print_full_report
+
+    print_full_report(sweep, root, db, out, _console())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec; training fields with their units under `$defs`."""
+    from sweeps.schema import spec_schema
+
+    print(json.dumps(spec_schema(), indent=2))
+
+
+def _load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
+    from sweeps.spec import load_site, load_spec
+
+    site = load_site(path)
+    return load_spec(path, sets or (), site), site
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def main(args: Any = None) -> None:
+    """Entry point: errors that a person can mend are one line on stderr; usage errors exit 2."""
+    try:
+        app(args)
+    except EmsweepError as error:
+        print(f"emsweep: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

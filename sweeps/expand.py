@@ -1,0 +1,443 @@
+"""spec -> runs. Pure but for reading prompts, tasks and model folders; ordered; unique by run and arm.
+
+The outermost loop is the arm, then the axes in the spec's order, then `zip` blocks, then random points, then seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random as random_module
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from em_core.config import METHODS, Evaluation, Scalar, TrainingConfig, canonical, config_id, run_id, steps_within
+from em_core.errors import UserError
+from em_core.models import model_key, resolve_model
+from em_core.tasks import task_key
+from sweeps.prompts import resolve_prompt
+from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, unknown
+from sweeps.yamlfile import Path_, SpecError
+
+Fields = dict[str, Any]
+EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
+MAX_RUNS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Config:
+    """One point of the space, without the seed. `model` is what the model is, `prompt_name` what the spec called it."""
+
+    config_id: str
+    model: str
+    prompt_name: str
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that the spec asks for; the same run may be wanted by two arms."""
+
+    run_id: str
+    config: Config
+    seed: int
+    arm: str | None
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Everything a spec asks for. `collapsed` counts points that differ only in fields their method does not read."""
+
+    sweep: str
+    configs: tuple[Config, ...]
+    runs: tuple[Wanted, ...]
+    evaluations: tuple[EvaluationSteps, ...]
+    collapsed: int
+
+
+def expand(spec: Spec) -> Expansion:
+    """Expand a spec. Raises `UserError` with the YAML line for anything that cannot be trained."""
+    try:
+        return _expand(spec)
+    except SpecError as mistake:
+        raise spec.document.error(mistake) from None
+
+
+def _expand(spec: Spec) -> Expansion:
+    seeds = _seeds(spec)
+    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec)]
+    points = _excluded(spec, points)
+    if not points:
+        raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
+    if len(points) * len(seeds) > MAX_RUNS:
+        raise SpecError(("axes",), f"the spec expands to {len(points) * len(seeds):,} runs; the limit is {MAX_RUNS:,}")
+    _refuse_unread(spec, {fields["method"] for _, fields in points})
+
+    find_prompt = _memo(lambda raw: resolve_prompt(raw, spec.document.path.parent))
+    find_model = _memo(lambda pair: _model(*pair))
+    configs: dict[str, Config] = {}
+    members: dict[tuple[str | None, str], Config] = {}
+    collapsed = 0
+    for arm, fields in points:
+        config = _config(spec, fields, find_prompt, find_model)
+        config = configs.setdefault(config.config_id, config)
+        collapsed += (arm, config.config_id) in members
+        members[arm, config.config_id] = config
+    runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)
+    evaluations = _evaluations(spec, max(c.training.max_steps for c in configs.values()))
+    return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed)
+
+
+# -- points -----------------------------------------------------------------------------------------------------
+
+
+def _points(spec: Spec) -> Iterator[tuple[str | None, Fields]]:
+    """(arm, field values) of every point, before links and defaults."""
+    fixed = spec.overrides
+    base = {k: _checked(k, v, ("base", k)) for k, v in spec.base.items()} | fixed
+    axes = [_axis(name, raw, ("axes", name)) for name, raw in spec.axes.items() if name not in fixed]
+    blocks = [_block(rows, ("zip", i)) for i, rows in enumerate(spec.zip)]
+    blocks = [[{k: v for k, v in row.items() if k not in fixed} for row in rows] for rows in blocks]
+    _refuse_double(spec)
+    outer = _with_random(axes + blocks, spec.random, set(fixed))
+    for arm, inner in _arms(spec):
+        for rows in itertools.product(*(inner[:1]), *outer, *(inner[1:])):
+            point = dict(base)
+            for row in rows:
+                point.update(row)
+            yield arm, point | fixed
+
+
+def _arms(spec: Spec) -> list[tuple[str | None, list[list[Fields]]]]:
+    """Each arm with its blocks of rows: first its fixed fields, then its own axes."""
+    if not spec.arms:
+        return [(None, [[{}]])]
+    arms: list[tuple[str | None, list[list[Fields]]]] = []
+    for name, fields in spec.arms.items():
+        fixed: Fields = {}
+        own = []
+        for field, raw in fields.items():
+            if field in spec.overrides:
+                continue
+            if isinstance(raw, list) or _is_range(raw):
+                own.append(_axis(field, raw, ("arms", name, field)))
+            else:
+                fixed[field] = _checked(field, raw, ("arms", name, field))
+        arms.append((name, [[fixed], *own]))
+    return arms
+
+
+def _axis(name: str, raw: Any, path: Path_) -> list[Fields]:
+    """An axis as rows of one field."""
+    return [{name: value} for value in _values(name, raw, path)]
+
+
+def _block(block: dict[str, Any], path: Path_) -> list[Fields]:
+    """A zip block as rows: its axes advance together."""
+    columns = {name: _values(name, raw, (*path, name)) for name, raw in block.items()}
+    if not columns:
+        raise SpecError(path, "an empty zip block")
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise SpecError(path, f"zipped axes must have equal lengths: {said}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _with_random(blocks: list[list[Fields]], draw: Random | None, fixed: set[str]) -> list[list[Fields]]:
+    """Random points join the product of the axes they name as further rows; with no such axis they are an axis."""
+    if draw is None:
+        return blocks
+    names = [n for n in draw.fields if n not in fixed]
+    if not names:
+        return blocks
+    touched = [rows for rows in blocks if any(n in row for row in rows for n in names)]
+    for rows in touched:
+        for name in rows[0]:
+            if name not in names:
+                raise SpecError(("random", "fields"), f"must also draw `{name}`, which advances together with a field drawn here")
+    merged = [{k: v for row in rows for k, v in row.items()} for rows in itertools.product(*touched)] if touched else []
+    missing = [n for n in names if touched and n not in merged[0]]
+    if missing:
+        raise SpecError(
+            ("random", "fields", missing[0]), f"`{missing[0]}` has no axis while `{', '.join(merged[0])}` has: give all or none"
+        )
+    drawn = [{n: _draw(draw, n, i) for n in names} for i in range(draw.count)]
+    return [*(rows for rows in blocks if rows not in touched), merged + drawn]
+
+
+def _draw(draw: Random, name: str, index: int) -> Any:
+    """The `index`-th draw of a field: keyed, so that a larger count keeps the earlier points."""
+    path: Path_ = ("random", "fields", name)
+    rng = random_module.Random(f"{draw.seed}/{name}/{index}")
+    if len(draw.fields[name]) != 1:
+        raise SpecError(path, "needs exactly one of uniform, loguniform, randint, choice")
+    [(kind, given)] = draw.fields[name].items()
+    if kind == "choice":
+        if not given:
+            raise SpecError(path, "an empty choice")
+        return _checked(name, rng.choice(given), path)
+    if kind not in ("uniform", "loguniform", "randint"):
+        raise SpecError(path, unknown("distribution", kind, ("uniform", "loguniform", "randint", "choice")))
+    numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) != 2 or len(given) != 2 or numbers[0] > numbers[1]:
+        raise SpecError(path, f"{kind} needs [low, high], two finite numbers with low <= high")
+    low, high = numbers
+    if kind == "randint":
+        if not (isinstance(low, int) and isinstance(high, int)):
+            raise SpecError(path, "randint needs whole numbers")
+        return _checked(name, rng.randint(low, high), path)
+    if kind == "loguniform":
+        if low <= 0:
+            raise SpecError(path, "loguniform needs bounds above 0")
+        return _checked(name, canonical(math.exp(rng.uniform(math.log(low), math.log(high)))), path)
+    return _checked(name, canonical(rng.uniform(low, high)), path)
+
+
+# -- values -----------------------------------------------------------------------------------------------------
+
+
+def _is_range(raw: Any) -> bool:
+    return isinstance(raw, dict) and len(raw) == 1 and next(iter(raw)) in ("geomspace", "linspace", "range")
+
+
+def _values(name: str, raw: Any, path: Path_) -> list[Any]:
+    """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
+    if _is_range(raw):
+        raw = _spaced(name, raw, path)
+    if not isinstance(raw, list):
+        check_field(name, None, path) if name not in TrainingConfig.model_fields else None
+        hint = " (or {geomspace|linspace: [first, last, count]}, {range: [first, last, step]})"
+        raise SpecError(path, f"an axis needs a list of values{hint}; a single value belongs under `base:`")
+    if not raw:
+        check_field(name, None, path) if name not in TrainingConfig.model_fields else None
+        raise SpecError(path, "an empty axis: no run has no value")
+    values = [_checked(name, value, (*path, i)) for i, value in enumerate(raw)]
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise SpecError((*path, i), f"{value!r} is in the axis twice")
+    return values
+
+
+def _checked(name: str, value: Any, path: Path_) -> Any:
+    """A field's value, validated. A prompt may be a mapping; it is resolved later."""
+    if name == "prompt" and isinstance(value, dict):
+        return value
+    value = check_field(name, value, path)
+    return canonical(value) if isinstance(value, float) else value
+
+
+def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
+    """geomspace / linspace [first, last, count] and range [first, last, step], ends included."""
+    [(kind, given)] = raw.items()
+    third = "step" if kind == "range" else "count"
+    numbers = given if isinstance(given, list) else []
+    if len(numbers) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
+        raise SpecError(path, f"{kind} needs [first, last, {third}], three finite numbers")
+    first, last, by = numbers
+    if kind == "range":
+        if by == 0 or (last - first) / by < 0:
+            raise SpecError(path, f"range [{first}, {last}, {by}] is empty: the step leads away from the last value")
+        values = [first + i * by for i in range(math.floor((last - first) / by + 1e-9) + 1)]
+    else:
+        if not isinstance(by, int) or by < 1:
+            raise SpecError(path, f"{kind} needs a count of at least 1, not {by!r}")
+        if kind == "geomspace" and (first <= 0 or last <= 0):
+            raise SpecError(path, "geomspace needs a first and last value above 0")
+        if kind == "geomspace":
+            values = [first * (last / first) ** (i / max(1, by - 1)) for i in range(by)]
+        else:
+            values = [first + (last - first) * i / max(1, by - 1) for i in range(by)]
+        if by > 1:
+            values[-1] = last
+    whole = TrainingConfig.model_fields[name].annotation is int if name in TrainingConfig.model_fields else False
+    if whole and all(float(v).is_integer() for v in values):
+        return [int(v) for v in values]
+    return [canonical(v) for v in values]
+
+
+def _seeds(spec: Spec) -> list[int]:
+    """The seeds. Raises for none, negative ones and repeats."""
+    if isinstance(spec.seeds, int):
+        if spec.seeds < 1:
+            raise SpecError(("seeds",), f"{spec.seeds} seeds: at least 1 is needed")
+        return list(range(spec.seeds))
+    if not spec.seeds:
+        raise SpecError(("seeds",), "an empty list of seeds")
+    for i, seed in enumerate(spec.seeds):
+        if seed < 0:
+            raise SpecError(("seeds", i), f"seed {seed} is negative")
+        if seed in spec.seeds[:i]:
+            raise SpecError(("seeds", i), f"seed {seed} is listed twice")
+    return list(spec.seeds)
+
+
+# -- from points to configs ---------------------------------------------------------------------------------------
+
+
+def _resolved(spec: Spec, arm: str | None, fields: Fields) -> tuple[str | None, Fields]:
+    """A point with its links followed and its method filled in."""
+    fields = dict(fields)
+    fields.setdefault("method", TrainingConfig.model_fields["method"].default)
+    for target, source in spec.link.items():
+        if target in spec.overrides:
+            continue
+        if source not in TrainingConfig.model_fields:
+            raise SpecError(("link", target), unknown("field", source, TrainingConfig.model_fields))
+        value = fields.get(source, TrainingConfig.model_fields[source].default)
+        fields[target] = check_field(target, value, ("link", target))
+    return arm, fields
+
+
+def _excluded(spec: Spec, points: list[tuple[str | None, Fields]]) -> list[tuple[str | None, Fields]]:
+    """The points without those that an exclude rule names; a rule that names none is a mistake."""
+    for i, rule in enumerate(spec.exclude):
+        for name in rule:
+            if name != "arm" and name not in TrainingConfig.model_fields:
+                raise SpecError(("exclude", i, name), unknown("field", name, [*TrainingConfig.model_fields, "arm"]))
+        kept = [(arm, f) for arm, f in points if not _matches(rule, {**f, "arm": arm})]
+        if len(kept) == len(points) and not set(rule) & set(spec.overrides):
+            raise SpecError(("exclude", i), f"{rule} matches no point; exclude rules must match some")
+        points = kept
+    return points
+
+
+def _matches(rule: Fields, fields: Fields) -> bool:
+    def same(wanted: Any, value: Any) -> bool:
+        if isinstance(wanted, list):
+            return any(same(w, value) for w in wanted)
+        numbers = [v for v in (wanted, value) if isinstance(v, int | float) and not isinstance(v, bool)]
+        return math.isclose(*numbers, rel_tol=1e-9) if len(numbers) == 2 else bool(wanted == value)
+
+    defaults = TrainingConfig.model_fields
+    return all(same(w, fields.get(n, defaults[n].default if n in defaults else None)) for n, w in rule.items())
+
+
+def _refuse_double(spec: Spec) -> None:
+    """A field has one source: an axis, one zip block, or a link (arms and the command line may override the base)."""
+    seen: dict[str, Path_] = {}
+    sources: list[tuple[Path_, Any]] = [
+        (("axes",), spec.axes),
+        *((("zip", i), b) for i, b in enumerate(spec.zip)),
+        (("link",), spec.link),
+    ]
+    for path, names in sources:
+        for name in names:
+            if name in seen:
+                raise SpecError((*path, name), f"`{name}` is already set under `{'.'.join(map(str, seen[name]))}`")
+            seen[name] = path
+    for arm, fields in spec.arms.items():
+        for name in fields:
+            if name in seen:
+                raise SpecError(("arms", arm, name), f"`{name}` is already set under `{'.'.join(map(str, seen[name]))}`")
+    for name in spec.base:
+        if name in seen:
+            raise SpecError(("base", name), f"`{name}` is also set under `{'.'.join(map(str, seen[name]))}`: keep one")
+
+
+def _refuse_unread(spec: Spec, methods: set[str]) -> None:
+    """A field that no method of the spec reads would change nothing: a mistake."""
+    read = frozenset().union(*(METHODS[m].reads for m in methods))
+    sources: list[tuple[Path_, Any]] = [(("base",), spec.base), (("axes",), spec.axes), (("link",), spec.link)]
+    sources += [(("zip", i), block) for i, block in enumerate(spec.zip)]
+    sources += [(("arms", name), fields) for name, fields in spec.arms.items()]
+    if spec.random:
+        sources.append((("random", "fields"), spec.random.fields))
+    for path, names in sources:
+        for name in names:
+            if name in TrainingConfig.model_fields and name not in read:
+                raise SpecError((*path, name), f"nobody reads `{name}`: not a field of method {', '.join(sorted(methods))}")
+            if name not in TrainingConfig.model_fields:
+                check_field(name, None, (*path, name))
+
+
+def _config(
+    spec: Spec, fields: Fields, find_prompt: Callable[[Any], tuple[str, str]], find_model: Callable[[Any], str]
+) -> Config:
+    where: Path_ = ("base",)
+    for needed in ("model_name_or_path", "prompt"):
+        if needed not in fields:
+            raise SpecError(where, f"no `{needed}`: set it under `base:` or as an axis")
+    reads = METHODS[fields["method"]].reads
+    values = {k: v for k, v in fields.items() if k in reads}
+    try:
+        prompt_name, values["prompt"] = find_prompt(values["prompt"])
+    except UserError as error:
+        raise SpecError(_source(spec, "prompt"), str(error)) from None
+    try:
+        key = find_model((values["model_name_or_path"], values.get("model_revision")))
+    except UserError as error:
+        raise SpecError(_source(spec, "model_name_or_path"), str(error)) from None
+    folder = resolve_model(values["model_name_or_path"])
+    if folder is not None and values["model_name_or_path"] != "miniature":
+        values["model_name_or_path"] = str(folder)
+    training = TrainingConfig(**values)
+    return Config(config_id(training, key), key, prompt_name, training)
+
+
+def _model(name: str, revision: str | None) -> str:
+    return model_key(name, revision)
+
+
+def _source(spec: Spec, name: str) -> Path_:
+    """Where the document sets a field, for a message."""
+    for path, names in ((("axes",), spec.axes), *((("zip", i), b) for i, b in enumerate(spec.zip))):
+        if name in names:
+            return (*path, name)
+    for arm, fields in spec.arms.items():
+        if name in fields:
+            return ("arms", arm, name)
+    return ("base", name)
+
+
+def _evaluations(spec: Spec, longest: int) -> tuple[EvaluationSteps, ...]:
+    """Measurements, one per task and temperature, with the union of their steps."""
+    steps: dict[str, set[int | Literal["last"]]] = {}
+    found: dict[str, Evaluation] = {}
+    for i, entry in enumerate(spec.evaluate):
+        for s in entry.steps:
+            if s != "last" and not steps_within([s], longest):
+                raise SpecError(("evaluate", i, "steps"), f"step {s} is beyond max_steps ({longest}) of every run")
+        temperatures = entry.temperature if isinstance(entry.temperature, list) else [entry.temperature]
+        for j, task in enumerate(entry.tasks):
+            for temperature in temperatures:
+                evaluation = _evaluation(spec, entry, task, temperature, ("evaluate", i, "tasks", j))
+                eval_id = evaluation.eval_id()
+                found[eval_id] = evaluation
+                steps.setdefault(eval_id, set()).update(entry.steps)
+    in_order = partial(sorted, key=lambda s: (s == "last", s if s != "last" else 0))
+    return tuple((i, e, tuple(in_order(steps[i]))) for i, e in found.items())
+
+
+def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_) -> Evaluation:
+    name = task.file if isinstance(task, TaskFile) else task
+    if name.endswith(".jsonl"):
+        name = str((spec.document.path.parent / name).resolve())
+    try:
+        return Evaluation(
+            task=name,
+            task_key=task_key(name),
+            question_field=task.question if isinstance(task, TaskFile) else None,
+            answer_field=task.answer if isinstance(task, TaskFile) else None,
+            temperature=temperature,
+            **{k: getattr(entry, k) for k in ("top_p", "num_samples", "max_completion_length", "limit")},
+        )
+    except UserError as error:
+        raise SpecError(path, str(error)) from None
+    except ValueError:
+        raise SpecError((*path[:2], "temperature"), f"{temperature!r} must be greater than or equal to 0") from None
+
+
+def _memo(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Each distinct argument once; arguments may be unhashable."""
+    known: dict[str, Any] = {}
+
+    def call(argument: Any) -> Any:
+        key = repr(argument)
+        if key not in known:
+            known[key] = function(argument)
+        return known[key]
+
+    return call

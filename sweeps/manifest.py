@@ -1,0 +1,172 @@
+"""What a sweep wants, on disk: append-only batches under the sweep's lock. Nothing is ever removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from em_core.config import Evaluation, TrainingConfig
+from em_core.errors import Fault, UserError
+from em_core.journal import Record, SweepDir, append_batch, disk_faults, read_records, sweeps_under
+from sweeps.expand import Config, EvaluationSteps, Expansion
+from sweeps.spec import unknown
+
+LEFT_THE_SPEC = "no longer in the spec"
+"""Reason of the exclusion marks that an edited spec makes, and that it takes back when the run returns."""
+
+
+@dataclass
+class Run:
+    """A run that some batch asked for. `arms` are all arms that want it (None: outside any arm)."""
+
+    run_id: str
+    config_id: str
+    seed: int
+    why: str
+    arms: list[str | None]
+
+
+@dataclass
+class Manifest:
+    """Everything wanted of a sweep so far, as one reading of the file gives it."""
+
+    configs: dict[str, Config] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    measured: list[tuple[str, tuple[int | Literal["last"], ...]]] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+    forgiven: dict[str, int] = field(default_factory=dict)
+    spec: Record = field(default_factory=dict)
+
+    @property
+    def wanted_evaluations(self) -> list[EvaluationSteps]:
+        """What the newest spec wants measured."""
+        return [(i, self.evaluations[i], steps) for i, steps in self.measured]
+
+    def take(self, r: Mapping[str, Any]) -> None:
+        """Take in one record."""
+        match r["kind"]:
+            case "sweep":
+                self.spec = dict(r)
+                self.measured = [(i, tuple(steps)) for i, steps in r["evaluations"]]
+            case "config":
+                training = TrainingConfig.model_construct(**r["training"])
+                self.configs[r["config_id"]] = Config(r["config_id"], r["model"], r["prompt_name"], training)
+            case "evaluation":
+                self.evaluations[r["eval_id"]] = Evaluation(**r["evaluation"])
+            case "run":
+                run = self.runs.setdefault(r["run_id"], Run(r["run_id"], r["config_id"], r["seed"], r["why"], []))
+                run.arms.append(r["arm"])
+            case "exclude":
+                self.excluded[r["run_id"]] = r["reason"]
+            case "include":
+                self.excluded.pop(r["run_id"], None)
+            case "retry":
+                self.forgiven[r["run_id"]] = r["forgiven"]
+
+
+def read_manifest(sweep: SweepDir) -> Manifest:
+    """Read a sweep's manifest; an absent one is empty."""
+    found = Manifest()
+    for r in read_records(sweep.manifest):
+        found.take(r)
+    return found
+
+
+Batch = list[tuple[str, Mapping[str, Any]]]
+
+
+def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[str, Any]) -> Batch:
+    """What is to be appended so that the manifest wants `expansion`; nothing where it already does.
+
+    For `why` "spec" the expansion is the whole of what the spec wants: runs of earlier specs that it no longer names
+    are marked excluded, and marked included again when they come back.
+    """
+    now = time.time()
+    batch: Batch = []
+    said = {"sweep": expansion.sweep, **spec, "evaluations": [[i, list(steps)] for i, _, steps in expansion.evaluations]}
+    if any(before.spec.get(k) != v for k, v in said.items()):
+        batch.append(("sweep", {"t": now, **said}))
+    for eval_id, evaluation, steps in expansion.evaluations:
+        if eval_id not in before.evaluations:
+            batch.append(("evaluation", {"eval_id": eval_id, "evaluation": evaluation.model_dump(), "steps": list(steps)}))
+    for c in expansion.configs:
+        if c.config_id not in before.configs:
+            fields = {"config_id": c.config_id, "model": c.model, "prompt_name": c.prompt_name}
+            batch.append(("config", {**fields, "training": c.training.model_dump()}))
+    known = {(r.run_id, arm) for r in before.runs.values() for arm in r.arms}
+    for w in expansion.runs:
+        if (w.run_id, w.arm) not in known:
+            who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "arm": w.arm}
+            batch.append(("run", {**who, "stage": "explore", "why": why, "t": now}))
+    if why == "spec":
+        asked = {w.run_id for w in expansion.runs}
+        for run in before.runs.values():
+            if run.why == "spec" and run.run_id not in asked and run.run_id not in before.excluded:
+                batch.append(("exclude", {"run_id": run.run_id, "reason": LEFT_THE_SPEC, "t": now}))
+        for run_id, reason in before.excluded.items():
+            if reason == LEFT_THE_SPEC and run_id in asked:
+                batch.append(("include", {"run_id": run_id, "reason": "back in the spec", "t": now}))
+    return batch
+
+
+def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, Any]) -> Manifest:
+    """Make the manifest want `expansion` too, and return it. The caller holds the sweep's lock."""
+    manifest = read_manifest(sweep)
+    batch = additions(manifest, expansion, why, spec)
+    append_batch(sweep.manifest, batch)
+    for kind, fields in batch:
+        manifest.take({"kind": kind, **fields})
+    return manifest
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, wait: float = 10.0) -> Iterator[None]:
+    """Hold a lock file; raises `Fault` saying who holds it when it is not free within `wait` seconds."""
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+                    raise Fault(f"{what} by {holder}; nothing was changed. `emsweep status` shows its progress.") from None
+                time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def find_sweep(root: Path, name: str) -> SweepDir:
+    """The sweep of that name under `root`. Raises `UserError` with the nearest name."""
+    sweep = SweepDir(root, name)
+    if not name or "/" in name or not sweep.manifest.is_file():
+        known = [s.sweep for s in sweeps_under(root)]
+        if not known:
+            raise UserError(f"there is no sweep `{name}`: {root} holds none yet (`emsweep run SPEC` makes one)")
+        raise UserError(f"{unknown('sweep', name, known)}")
+    return sweep
+
+
+def find_run(root: Path, run_id: str) -> list[SweepDir]:
+    """The sweeps that want a run (a run is global under its root). Raises `UserError` when none does."""
+    needle = run_id.encode()
+    found = [s for s in sweeps_under(root) if needle in s.manifest.read_bytes() and run_id in read_manifest(s).runs]
+    if not found:
+        raise UserError(f"no sweep under {root} has a run `{run_id}` (a run is CONFIG_ID-sSEED; `emsweep sql` lists them)")
+    return found

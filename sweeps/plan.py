@@ -1,0 +1,266 @@
+"""What `emsweep run` would do: counts, jobs, files, time and memory. Sends nothing, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from em_core.journal import RunStatus, SweepDir
+from launchers.snapshot import code_digest
+from sweeps import price
+from sweeps.expand import Config, Expansion
+from sweeps.manifest import Manifest, additions, read_manifest
+from sweeps.observe import Observer
+from sweeps.output import text_table
+from sweeps.reconcile import Need, View
+from sweeps.spec import Spec
+from sweeps.submit import PlannedJob, local_slots, on_this_machine, pack
+
+HEAD = 12
+"""Rows of the config table that are shown."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every figure of `emsweep plan`. `device_hours` is (low, middle, high), None where nothing is known yet."""
+
+    sweep: str
+    launcher: str
+    configs: int
+    seeds: int
+    runs: int
+    collapsed: int
+    new: int
+    done: int
+    diverged: int
+    running: int
+    queued: int
+    failed: int
+    interrupted: int
+    excluded: int
+    other_code: int
+    to_train: int
+    to_evaluate: int
+    unmeasured: int
+    jobs: int
+    runs_per_job: int
+    workers: int
+    files: int
+    bytes: int
+    device_hours: tuple[float, float, float] | None
+    measured_runs: int
+    memory_gib: dict[str, dict[str, float] | None]
+    fields: list[str]
+    head: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def minutes(self) -> float | None:
+        """Expected wall time with all workers busy (minutes)."""
+        return self.device_hours[1] * 60 / max(1, self.workers) if self.device_hours else None
+
+
+@dataclass(frozen=True)
+class Intention:
+    """A plan with what is needed to carry it out."""
+
+    plan: Plan
+    todo: list[tuple[str, Need]]
+    jobs: list[PlannedJob]
+    manifest: Manifest
+
+
+def preview(spec: Spec, expansion: Expansion, sweep: SweepDir) -> Manifest:
+    """The manifest as it would be after `extend`."""
+    manifest = read_manifest(sweep)
+    for kind, fields in additions(manifest, expansion, "spec", spec_fields(spec)):
+        manifest.take({"kind": kind, **fields})
+    return manifest
+
+
+def spec_fields(spec: Spec) -> dict[str, Any]:
+    """What the manifest remembers of the spec itself."""
+    overrides = [f"{k}={v}" for k, v in sorted(spec.overrides.items())]
+    return {"spec": spec.document.text, "spec_path": str(spec.document.path.resolve()), "overrides": overrides}
+
+
+def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
+    """(run, need) pairs to hand out; `retrain` also trains again what lacks a measurement and kept no checkpoint."""
+    again = view.unmeasured if retrain else ()
+    return [(r, ()) for r in (*view.train, *again)] + [(r, n) for r, n in view.evaluate.items() if r not in again]
+
+
+def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retrain: bool = False) -> Intention:
+    """Plan a sweep. Raises `UserError` where a model cannot fit the GPU that the spec names."""
+    sweep = SweepDir(root, expansion.sweep)
+    manifest = preview(spec, expansion, sweep)
+    observer = Observer(sweep)
+    view = observer.look(manifest)
+    configs = {c.config_id: c for c in expansion.configs}
+    seconds = _seconds(sweep, configs, launcher, spec)
+    todo = todo_of(view, retrain)
+    jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items() if s.runs})
+    memory = dict(price.memory(expansion.configs, spec.execution, spec.resources_for({}).gpu))
+    plan = Plan(
+        sweep=expansion.sweep,
+        launcher=launcher,
+        configs=len(expansion.configs),
+        seeds=len({w.seed for w in expansion.runs}),
+        runs=len({w.run_id for w in expansion.runs}),
+        collapsed=expansion.collapsed,
+        new=view.count(RunStatus.NEW),
+        done=view.done,
+        diverged=view.count(RunStatus.DIVERGED),
+        running=view.count(RunStatus.RUNNING),
+        queued=view.count(RunStatus.QUEUED),
+        failed=view.count(RunStatus.FAILED),
+        interrupted=view.count(RunStatus.INTERRUPTED, RunStatus.CANCELLED),
+        excluded=view.count(RunStatus.EXCLUDED),
+        other_code=_under_other_code(observer, view),
+        to_train=sum(not need for _, need in todo),
+        to_evaluate=sum(len(need) for _, need in todo),
+        unmeasured=len(view.unmeasured),
+        jobs=len(jobs),
+        runs_per_job=max((len(j.runs) for j in jobs), default=0),
+        workers=_workers(jobs, spec, launcher),
+        files=_files(jobs, launcher),
+        bytes=_bytes(manifest, todo),
+        device_hours=_hours(todo, seconds),
+        measured_runs=max((s.runs for s in seconds.values()), default=0),
+        memory_gib=memory,
+        fields=price.varied_fields(expansion.configs),
+        head=_head(expansion),
+    )
+    return Intention(plan, todo, jobs, manifest)
+
+
+def _seconds(sweep: SweepDir, configs: Mapping[str, Config], launcher: str, spec: Spec) -> dict[str, price.Seconds]:
+    """Expected seconds per run by config: measured where there is history, guessed from the model's size elsewhere."""
+    seconds = price.measured(sweep, configs)
+    rule = spec.resources_for({})
+    gpus = on_this_machine(rule).gpus_per_run if launcher == "local" else rule.gpus_per_run
+    guesses: dict[tuple[Any, ...], price.Seconds | None] = {}
+    for config_id, c in configs.items():
+        if config_id not in seconds:
+            t = c.training
+            shape = (t.method, c.model, t.max_steps, t.num_generations, t.max_completion_length)
+            if shape not in guesses:
+                guesses[shape] = price.guessed(c, "gpu" if gpus else "cpu")
+            guess = guesses[shape]
+            if guess is not None:
+                seconds[config_id] = guess
+    return seconds
+
+
+def _under_other_code(observer: Observer, view: View) -> int:
+    """Done runs whose job ran another version of `em_core` than the one here."""
+    codes = {(t.job, t.try_): t.start.get("code") for t in observer.tries() if t.start}
+    here = code_digest()
+    return sum(codes.get((a.job, a.try_), here) != here for r, a in view.winners.items() if view.states[r].is_outcome())
+
+
+def _workers(jobs: Sequence[PlannedJob], spec: Spec, launcher: str) -> int:
+    if launcher == "local":
+        rule = on_this_machine(spec.resources_for({}))
+        return min(local_slots(rule), max((len(j.runs) for j in jobs), default=0))
+    return sum(j.slots for j in jobs)
+
+
+def _files(jobs: Sequence[PlannedJob], launcher: str) -> int:
+    """Files a submission makes: per job an assignment, a journal and logs (submitit adds four), and a handful per sweep."""
+    return sum(3 + j.slots + (4 if launcher == "slurm" else 0) for j in jobs) + (4 if jobs else 0)
+
+
+def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
+    known: dict[str, int] = {}
+    total = 0
+    for run_id, _ in todo:
+        config = manifest.runs[run_id].config_id
+        if config not in known:
+            known[config] = price.bytes_per_run(manifest, manifest.configs[config].training)
+        total += known[config]
+    return total
+
+
+def _hours(todo: Sequence[tuple[str, Need]], seconds: Mapping[str, price.Seconds]) -> tuple[float, float, float] | None:
+    """Device-hours of what is to be trained, from measured runs; None where some config has no history."""
+    found = [seconds.get(run_id.rsplit("-s", 1)[0]) for run_id, need in todo if not need]
+    known = [s for s in found if s is not None]
+    if len(known) < len(found):
+        return None
+    return (sum(s.low for s in known) / 3600, sum(s.middle for s in known) / 3600, sum(s.high for s in known) / 3600)
+
+
+def _head(expansion: Expansion) -> list[dict[str, Any]]:
+    arms: dict[str, str | None] = {}
+    for w in expansion.runs:
+        arms.setdefault(w.config.config_id, w.arm)
+    fields = price.varied_fields(expansion.configs)
+    return [{"config_id": c.config_id, **_arm(arms[c.config_id]), **_shown(c, fields)} for c in expansion.configs[:HEAD]]
+
+
+def _arm(arm: str | None) -> dict[str, str]:
+    return {} if arm is None else {"arm": arm}
+
+
+def _shown(config: Config, fields: Sequence[str]) -> dict[str, Any]:
+    return {f: config.prompt_name if f == "prompt" else getattr(config.training, f) for f in fields}
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The plan for a person."""
+    states = [("new", plan.new), ("done", plan.done), ("running", plan.running), ("queued", plan.queued)]
+    states += [("failed", plan.failed), ("interrupted", plan.interrupted), ("excluded", plan.excluded)]
+    said = ", ".join(f"{n:,} {word}" for word, n in states if n) or "nothing"
+    console.print(
+        f"[bold]{plan.sweep}[/bold]: {plan.configs:,} configs x {plan.seeds} seeds = {plan.runs:,} runs: {said}", soft_wrap=True
+    )
+    if plan.collapsed:
+        console.print(
+            f"  {plan.collapsed:,} points differ only in fields their method does not read: one config each", soft_wrap=True
+        )
+    if plan.diverged:
+        console.print(f"  {plan.diverged:,} of the done runs diverged (non-finite loss)", soft_wrap=True)
+    if plan.other_code:
+        console.print(
+            f"  {plan.other_code:,} of the done runs were trained by other code than em_core as it is here ({code_digest()})",
+            soft_wrap=True,
+        )
+    if plan.unmeasured:
+        console.print(
+            f"  {plan.unmeasured:,} done runs lack a measurement and kept no checkpoint: `--retrain` trains them again",
+            soft_wrap=True,
+        )
+    evaluate = f", evaluate {plan.to_evaluate:,} checkpoints" if plan.to_evaluate else ""
+    jobs = f"{plan.jobs:,} job{'s' * (plan.jobs != 1)} of up to {plan.runs_per_job:,} runs"
+    console.print(f"  train {plan.to_train:,} runs{evaluate} ({plan.launcher}): {jobs}", soft_wrap=True)
+    console.print(f"  writes about {plan.files:,} files, {plan.bytes / 1e6:,.1f} MB; {hours_text(plan)}", soft_wrap=True)
+    for model, parts in plan.memory_gib.items():
+        if parts is None:
+            console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True)
+        else:
+            console.print(
+                f"  {model}: about {parts['device']:.2f} GiB per run on the device, {parts['host']:.2f} GiB on the host",
+                soft_wrap=True,
+            )
+    for line in text_table(plan.head):
+        console.print(line, soft_wrap=True)
+    if plan.configs > len(plan.head):
+        console.print(f"... and {plan.configs - len(plan.head):,} more configs (--json has every figure)", soft_wrap=True)
+
+
+def hours_text(plan: Plan) -> str:
+    """Device-hours in words."""
+    if plan.to_train == 0:
+        return "nothing to train"
+    if plan.device_hours is None:
+        return "device-hours unknown: the model is not here and no run of it was measured under this root"
+    low, middle, high = plan.device_hours
+    basis = f"from {plan.measured_runs:,} measured runs" if plan.measured_runs else "guessed from the model's size"
+    return f"{middle:.2g} device-hours ({low:.2g} to {high:.2g}, {basis})"

@@ -1,0 +1,129 @@
+"""What a sweep will cost: seconds per run from measured history where there is any, files, bytes, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from em_core.config import Execution, TrainingConfig, steps_within
+from em_core.errors import UserError
+from em_core.journal import RunStatus, SweepDir, read_job_try, sweeps_under
+from em_core.models import memory_estimate, param_count
+from em_core.tasks import load_task
+from sweeps.expand import Config
+from sweeps.manifest import Manifest, read_manifest
+
+GPU_GIB = {
+    "v100-16gb": 16, "v100-32gb": 32, "a100-40gb": 40, "a100-80gb": 80, "h100-80gb": 80, "h100-94gb": 94, "h200-141gb": 140,
+    "b200-180gb": 180, "l40s-48gb": 48, "l4-24gb": 24, "a10g-24gb": 24, "a6000-48gb": 48, "rtx3090-24gb": 24, "rtx4090-24gb": 24,
+    "t4-16gb": 16,
+}  # fmt: skip
+"""Memory of the GPUs a spec can name (GiB)."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Expected seconds of one run: the middle, and a range (measured: 10% to 90%; guessed: a third to threefold).
+
+    `runs` is how many measured runs it rests on; 0 for a guess.
+    """
+
+    middle: float
+    low: float
+    high: float
+    runs: int
+
+
+def measured(sweep: SweepDir, configs: Mapping[str, Config]) -> dict[str, Seconds]:
+    """Seconds per run by config, from every completed run under the root with the same model and method.
+
+    Runs of another length are scaled by their work: updates x completions x longest completion, plus one.
+    """
+    wanted = {(c.model, c.training.method) for c in configs.values()}
+    rates: dict[tuple[str, str], list[float]] = {}
+    for other in sweeps_under(sweep.root):
+        theirs = read_manifest(other)
+        if not any((c.model, c.training.method) in wanted for c in theirs.configs.values()):
+            continue
+        for path in other.all_journals():
+            for a in read_job_try(path).attempts:
+                run = theirs.runs.get(a.run_id)
+                if run is None or a.end is None or a.status is not RunStatus.COMPLETED or a.mode != "train":
+                    continue
+                c = theirs.configs[run.config_id]
+                if (c.model, c.training.method) in wanted:
+                    rates.setdefault((c.model, c.training.method), []).append(a.end["seconds"] / _work(c.training))
+    found = {}
+    for c in configs.values():
+        rate = rates.get((c.model, c.training.method))
+        if rate:
+            work = _work(c.training)
+            tenths = statistics.quantiles(rate, n=10) if len(rate) > 1 else [rate[0]] * 9
+            found[c.config_id] = Seconds(statistics.median(rate) * work, tenths[0] * work, tenths[-1] * work, len(rate))
+    return found
+
+
+FLOPS = {"cpu": 1e10, "gpu": 5e13}
+"""What a core and a GPU achieve on these models, floating-point operations per second: an order of magnitude."""
+
+
+def guessed(config: Config, device: str) -> Seconds | None:
+    """Seconds of a run nobody has measured: 8 operations per parameter and token. None where the size is unknown."""
+    if config.training.method == "noop":
+        return Seconds(0.01, 0.003, 0.03, 0)
+    count = param_count(config.training.model_name_or_path, config.training.model_revision)
+    if count is None:
+        return None
+    middle = 1.0 + 8 * count * _work(config.training) / FLOPS[device]
+    return Seconds(middle, middle / 3, middle * 3, 0)
+
+
+def _work(t: TrainingConfig) -> float:
+    return float(t.max_steps * t.num_generations * t.max_completion_length + 1)
+
+
+def bytes_per_run(manifest: Manifest, config: TrainingConfig) -> int:
+    """Bytes a run writes to its journal: measured sizes of our records, and one character per graded answer."""
+    total = 700 + 330 * config.max_steps
+    for _, evaluation, steps in manifest.wanted_evaluations:
+        answers = len(load_task(evaluation).questions) * evaluation.num_samples
+        total += len(steps_within(steps, config.max_steps)) * (330 + answers)
+    return total
+
+
+def memory(configs: Iterable[Config], execution: Execution, gpu: str | None) -> list[tuple[str, dict[str, float] | None]]:
+    """(model, GiB by part) of every model of the sweep; None where its size cannot be known here.
+
+    Raises `UserError` when the spec names a GPU that is unknown or too small for a run.
+    """
+    if gpu is not None and gpu not in GPU_GIB:
+        raise UserError(f"resources.gpu: unknown GPU `{gpu}`; known: {', '.join(GPU_GIB)}")
+    worst: dict[str, dict[str, float] | None] = {}
+    shapes = {
+        (t.model_name_or_path, t.model_revision, t.num_generations, t.max_completion_length, t.dtype, len(t.prompt)): t
+        for t in (c.training for c in configs)
+        if t.method != "noop"
+    }
+    for t in shapes.values():
+        estimate = memory_estimate(t.model_name_or_path, t.model_revision, t, execution)
+        known = worst.get(t.model_name_or_path)
+        if known is None or (estimate and estimate["device"] > known["device"]):
+            worst[t.model_name_or_path] = estimate
+    for model, estimate in worst.items():
+        if gpu is not None and estimate is not None and estimate["device"] > GPU_GIB[gpu]:
+            raise UserError(
+                f"{model} needs about {estimate['device']:.0f} GiB on the GPU and a {gpu} has {GPU_GIB[gpu]}: "
+                "use a larger GPU, gradient_checkpointing, or a smaller per_device_train_batch_size"
+            )
+    return list(worst.items())
+
+
+def varied_fields(configs: Sequence[Config]) -> list[str]:
+    """Training fields that take more than one value, in the order of their definition; the prompt by its name."""
+    names = []
+    for name in TrainingConfig.model_fields:
+        values = {c.prompt_name if name == "prompt" else getattr(c.training, name) for c in configs}
+        if len(values) > 1:
+            names.append(name)
+    return names

@@ -1,0 +1,132 @@
+"""(what is wanted, what the journals prove, what the scheduler says) -> what to do next. Pure: nothing is read or sent.
+
+Journals are believed first, the scheduler second. A run is missing only when no living job could still do it; a job is
+dead only when the scheduler was asked and says so, never because it could not be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from em_core.config import steps_within
+from em_core.journal import Attempt, JobTry, RunStatus, winner
+from launchers.base import JobState
+from sweeps.manifest import Manifest
+
+Need = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job that was handed (or about to be handed) to a launcher. `id` is None while no answer was recorded."""
+
+    name: str
+    token: str
+    launcher: str
+    id: str | None
+    runs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class View:
+    """Where every run stands, and what that asks for."""
+
+    states: Mapping[str, RunStatus]
+    train: tuple[str, ...]
+    evaluate: Mapping[str, Need]
+    unmeasured: tuple[str, ...]
+    live: frozenset[str]
+    winners: Mapping[str, Attempt]
+
+    def count(self, *states: RunStatus) -> int:
+        return sum(s in states for s in self.states.values())
+
+    @property
+    def done(self) -> int:
+        """Runs with an outcome: completed or diverged."""
+        return self.count(RunStatus.COMPLETED, RunStatus.DIVERGED)
+
+
+def reconcile(
+    manifest: Manifest,
+    tries: Iterable[JobTry],
+    jobs: Collection[SubmittedJob],
+    job_states: Mapping[str, JobState],
+    checkpoints: Mapping[str, Collection[int]] | None = None,
+    done_elsewhere: Mapping[str, Attempt] | None = None,
+) -> View:
+    """Judge every wanted run and say which to train and which kept checkpoints to evaluate.
+
+    `job_states`: by job name, from the launchers; a job without an entry is unknown and waited for.
+    `checkpoints`: for runs that lack a measurement, the steps whose checkpoints were kept.
+    `done_elsewhere`: winners of the same runs in other sweeps of this root; a run is trained once.
+    """
+    attempts: dict[str, list[Attempt]] = {}
+    finished_jobs: set[str] = set()
+    for t in tries:
+        if t.ended == "done":
+            finished_jobs.add(t.job)
+        for a in t.attempts:
+            attempts.setdefault(a.run_id, []).append(a)
+    live = {j.name for j in jobs if j.name not in finished_jobs and job_states.get(j.name, JobState.UNKNOWN) is not JobState.GONE}
+    promised: dict[str, set[str]] = {}
+    for j in jobs:
+        if j.name in live:
+            for run_id in j.runs:
+                promised.setdefault(run_id, set()).add(j.name)
+
+    states: dict[str, RunStatus] = {}
+    winners: dict[str, Attempt] = {}
+    train: list[str] = []
+    evaluate: dict[str, Need] = {}
+    unmeasured: list[str] = []
+    for run_id in manifest.runs:
+        mine = attempts.get(run_id, [])
+        best = winner(mine) or (done_elsewhere or {}).get(run_id)
+        if best is not None:
+            winners[run_id] = best
+        if run_id in manifest.excluded:
+            states[run_id] = RunStatus.EXCLUDED
+            continue
+        if best is not None:
+            states[run_id] = best.status
+            need = () if best.status is RunStatus.DIVERGED else _unmeasured(manifest, run_id, [*mine, best])
+            if need and not promised.get(run_id):
+                kept = (checkpoints or {}).get(run_id, ())
+                possible = tuple((i, s) for i, s in need if s in kept)
+                if possible:
+                    evaluate[run_id] = possible
+                if len(possible) < len(need):
+                    unmeasured.append(run_id)
+            continue
+        states[run_id] = _unfinished(mine, promised.get(run_id, set()), manifest.forgiven.get(run_id, 0))
+        if states[run_id] in (RunStatus.NEW, RunStatus.INTERRUPTED, RunStatus.CANCELLED):
+            train.append(run_id)
+    return View(states, tuple(train), evaluate, tuple(unmeasured), frozenset(live), winners)
+
+
+def _unfinished(mine: list[Attempt], promised_by: set[str], forgiven: int) -> RunStatus:
+    """The state of a run without an outcome."""
+    if any(a.status is RunStatus.RUNNING and a.job in promised_by for a in mine):
+        return RunStatus.RUNNING
+    failures = sum(a.status is RunStatus.FAILED for a in mine)
+    handled = {a.job for a in mine if a.status in (RunStatus.FAILED, RunStatus.CANCELLED)}
+    if promised_by - handled:
+        return RunStatus.QUEUED
+    if failures > forgiven:
+        return RunStatus.FAILED
+    if not mine:
+        return RunStatus.NEW
+    last = max(mine, key=lambda a: (a.job, a.try_, a.number))
+    return RunStatus.CANCELLED if last.status is RunStatus.CANCELLED else RunStatus.INTERRUPTED
+
+
+def _unmeasured(manifest: Manifest, run_id: str, attempts: Iterable[Attempt]) -> Need:
+    """(eval_id, step) pairs that the spec wants of a completed run and no completed attempt has."""
+    has = {
+        (i, s) for a in attempts if a.status.is_outcome() for i, steps in a.start.get("measures", ()) for s in steps
+    }  # fmt: skip
+    max_steps = manifest.configs[manifest.runs[run_id].config_id].training.max_steps
+    wanted = [(i, s) for i, _, steps in manifest.wanted_evaluations for s in steps_within(steps, max_steps)]
+    return tuple(pair for pair in wanted if pair not in has)

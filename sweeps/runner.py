@@ -1,0 +1,212 @@
+"""`run` and `submit`: make the manifest want the spec, hand out what is missing, and (for `run`) watch until it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from em_core.errors import Fault, UserError
+from em_core.journal import RunStatus, SweepDir
+from em_core.models import check_available
+from launchers.base import Launcher
+from launchers.local import LocalLauncher
+from launchers.slurm import is_cluster
+from sweeps.expand import Expansion, expand
+from sweeps.manifest import Manifest, extend, locked
+from sweeps.observe import Observer
+from sweeps.plan import Intention, Plan, make_plan, spec_fields, todo_of
+from sweeps.price import measured
+from sweeps.progress import watching
+from sweeps.reconcile import View
+from sweeps.spec import Site, Spec
+from sweeps.submit import pack, submit
+
+ROUNDS = 3
+"""How often one `emsweep run` hands out what died without a word of its own before it gives up."""
+ASK_ABOVE = 1.0
+"""Device-hours above which a run asks first."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a `run` ended. `failed` counts runs that raised or crashed."""
+
+    sweep: SweepDir
+    plan: Plan
+    view: View
+
+    @property
+    def failed(self) -> int:
+        return self.view.count(RunStatus.FAILED)
+
+
+def pick_launcher(said: str, site: Site) -> str:
+    """`auto`: Slurm on a cluster's login node, this machine elsewhere and inside an allocation.
+
+    Raises `Fault` where a cluster is configured but does not answer: training on its login node is never a fallback.
+    """
+    name = site.launcher if said == "auto" else said
+    if name != "auto":
+        return name
+    if os.environ.get("SLURM_JOB_ID"):
+        return "local"
+    cluster = is_cluster()
+    if cluster is None:
+        raise Fault("Slurm is set up here but does not answer; try again, or train on this machine with `--launcher local`")
+    return "slurm" if cluster else "local"
+
+
+def run(spec: Spec, root: Path, launcher: str, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> Result:
+    """Carry the sweep to its end, watching. Interrupt it at will: the same command goes on where it stopped."""
+    expansion, intention = _prepared(spec, root, launcher, console, yes, retrain)
+    sweep = SweepDir(root, expansion.sweep)
+    with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), _terminable():
+        view = _rounds(spec, expansion, sweep, launcher, site, console, retrain)
+    return Result(sweep, intention.plan, view)
+
+
+def send(spec: Spec, root: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> Plan:
+    """Submit to Slurm what is missing and return at once."""
+    expansion, intention = _prepared(spec, root, "slurm", console, yes, retrain)
+    sweep = SweepDir(root, expansion.sweep)
+    observer = Observer(sweep)
+    with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
+        manifest = extend(sweep, expansion, "spec", spec_fields(spec))
+        names = _hand_out(spec, sweep, manifest, observer.look(manifest), observer.launchers["slurm"], site, retrain, frozenset())
+    console.print(
+        f"{len(names):,} jobs submitted. `emsweep status {sweep.sweep} --watch` follows them." if names else "Nothing to submit."
+    )
+    return intention.plan
+
+
+def _prepared(spec: Spec, root: Path, launcher: str, console: Console, yes: bool, retrain: bool) -> tuple[Expansion, Intention]:
+    """Expand and plan, say in one line what will happen, and ask where it is much."""
+    expansion = expand(spec)
+    intention = make_plan(spec, expansion, root, launcher, retrain)
+    plan = intention.plan
+    if plan.to_train or plan.to_evaluate:
+        for name, revision, method in {
+            (c.training.model_name_or_path, c.training.model_revision, c.training.method) for c in expansion.configs
+        }:
+            if method != "noop":
+                check_available(name, revision)
+    console.print(first_line(plan), soft_wrap=True)
+    hours = plan.device_hours
+    if plan.to_train and not yes and (hours is None or hours[1] > ASK_ABOVE):
+        much = "an unknown number of device-hours" if hours is None else f"about {hours[1]:.1f} device-hours"
+        if not sys.stdin.isatty():
+            raise UserError(f"this takes {much}; say -y to start it without being asked")
+        if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise UserError("not started")
+    return expansion, intention
+
+
+def first_line(plan: Plan) -> str:
+    """`miniature: 18 configs x 8 seeds = 144 runs, 0 done, 2 workers, about 3 min, 8 files`."""
+    minutes = plan.minutes
+    if plan.to_train + plan.to_evaluate == 0:
+        expected = "nothing to do"
+    elif minutes is None:
+        expected = "unknown minutes"
+    else:
+        expected = f"about {minutes:.0f} min" if minutes >= 1.5 else "about 1 min"
+    configs = f"{plan.configs:,} config{'s' * (plan.configs != 1)} x {plan.seeds} seed{'s' * (plan.seeds != 1)}"
+    workers = f"{plan.workers:,} worker{'s' * (plan.workers != 1)} ({plan.launcher})"
+    return f"{plan.sweep}: {configs} = {plan.runs:,} runs, {plan.done:,} done, {workers}, {expected}, {plan.files:,} files"
+
+
+def _rounds(
+    spec: Spec, expansion: Expansion, sweep: SweepDir, launcher: str, site: Site, console: Console, retrain: bool
+) -> View:
+    """Hand out, watch, and hand out again what died with its job; the journals decide."""
+    observer = Observer(sweep)
+    with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
+        manifest = extend(sweep, expansion, "spec", spec_fields(spec))
+    ours: list[str] = []
+    given_up: frozenset[str] = frozenset()
+    for round_ in range(ROUNDS + 1):
+        with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
+            view = observer.look(manifest)
+            names = _hand_out(spec, sweep, manifest, view, observer.launchers[launcher], site, retrain and round_ == 0, given_up)
+        ours += names
+        if not names and not view.live:
+            return view
+        view = _watch(observer, manifest, site, watching(console, sweep.sweep))
+        _refuse_faults(observer, sweep, ours)
+        given_up = frozenset(r for r, s in view.states.items() if s is RunStatus.CANCELLED)
+    raise Fault(
+        f"{len(view.train)} runs died with their jobs in {ROUNDS} rounds; `emsweep logs {sweep.sweep}` shows their last words. "
+        "The same command tries again."
+    )
+
+
+def _hand_out(
+    spec: Spec,
+    sweep: SweepDir,
+    manifest: Manifest,
+    view: View,
+    launcher: Launcher,
+    site: Site,
+    retrain: bool,
+    but: frozenset[str],
+) -> list[str]:
+    """Submit what is missing, less the runs in `but`. The caller holds the sweep's lock."""
+    todo = [(r, need) for r, need in todo_of(view, retrain) if r not in but]
+    if not todo:
+        return []
+    seconds = {c: s.middle for c, s in measured(sweep, manifest.configs).items()}
+    return submit(sweep, manifest, pack(manifest, todo, spec, launcher.name, seconds), spec, site, launcher)
+
+
+def _watch(observer: Observer, manifest: Manifest, site: Site, show: watching) -> View:
+    """Look until no job of the sweep is alive. Ctrl-C stops local jobs; jobs on Slurm go on."""
+    with show as progress:
+        try:
+            while True:
+                view = observer.look(manifest, every=site.poll_seconds)
+                progress.update(view)
+                if not view.live:
+                    return view
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            local = observer.launchers["local"]
+            local.cancel([j.name for j in observer.jobs() if j.launcher == "local"])
+            view = observer.look(manifest)
+    where = "The jobs on Slurm go on; `emsweep cancel` ends them." if view.live else "Nothing is lost."
+    raise Fault(f"stopped with {view.done:,} of {len(view.states):,} runs done. {where} The same command continues.")
+
+
+def _refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None:
+    """A supervisor that could not go on (disk full), or was told to stop, ends the `run` with its own words."""
+    local = observer.launchers["local"]
+    assert isinstance(local, LocalLauncher)
+    for job, code in local.exit_codes().items():
+        if code == 1:
+            said = sweep.supervisor_log(job).read_text(errors="replace").strip().splitlines()
+            raise Fault(said[-1] if said else f"the supervisor of {job} failed without a word")
+    for t in observer.tries():
+        if t.job in ours and t.ended and t.ended.startswith("cancelled"):
+            raise Fault(f"{t.ended}; the same command continues")
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: in order, with its jobs stopped."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

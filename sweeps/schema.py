@@ -1,0 +1,48 @@
+"""The JSON Schema of a spec, with every training field, its unit and its default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from em_core.config import METHODS, TrainingConfig
+from sweeps.spec import Spec
+
+
+def spec_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) for editors: what a spec may say, and what each value means."""
+    schema = Spec.model_json_schema()
+    training = TrainingConfig.model_json_schema()
+    fields: dict[str, Any] = training["properties"]
+    for name, field in fields.items():
+        field["description"] += f" Read by: {', '.join(m for m, method in METHODS.items() if name in method.reads)}."
+    fields["prompt"] = {"description": fields["prompt"]["description"], "type": ["string", "object"]}
+    spaced = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "propertyNames": {"enum": ["geomspace", "linspace", "range"]},
+    }
+    values = {
+        n: {"description": f["description"], "anyOf": [{"type": "array", "minItems": 1}, spaced]} for n, f in fields.items()
+    }
+    either = {n: {"description": f["description"], "anyOf": [f, *values[n]["anyOf"]]} for n, f in fields.items()}
+    schema["$defs"] |= {
+        "Fields": {"type": "object", "properties": fields, "additionalProperties": False},
+        "Axes": {"type": "object", "properties": values, "additionalProperties": False},
+        "Arm": {"type": "object", "properties": either, "additionalProperties": False},
+    }
+    properties = schema["properties"]
+    properties["base"] |= {"$ref": "#/$defs/Fields"}
+    properties["axes"] |= {"$ref": "#/$defs/Axes"}
+    properties["zip"]["items"] = {"$ref": "#/$defs/Axes"}
+    properties["arms"]["additionalProperties"] = {"$ref": "#/$defs/Arm"}
+    for section in ("base", "axes"):
+        properties[section].pop("additionalProperties", None)
+    rules: dict[str, Any] = {"$ref": "#/$defs/Resources"}
+    from sweeps.spec import Resources
+
+    schema["$defs"]["Resources"] = Resources.model_json_schema()
+    schema["$defs"]["Resources"]["patternProperties"] = {"^slurm_": {}}
+    schema["$defs"]["Resources"]["additionalProperties"] = False
+    properties["resources"]["anyOf"] = [rules, {"type": "array", "items": rules}]
+    return schema

@@ -1,0 +1,325 @@
+"""A throw-away Slurm cluster with two nodes on this machine, for the tests: real programs, no systemd, nothing in /etc.
+
+    python -m tests.cluster up /tmp/c1        # prints the exports a shell needs: eval "$(python -m tests.cluster up /tmp/c1)"
+    python -m tests.cluster status /tmp/c1
+    python -m tests.cluster down /tmp/c1      # kills every daemon and job of it, removes the folder
+
+Everything lives in one folder: configuration, munge key, database, logs. Daemons listen on 127.0.0.1 (where the machine's own
+name means another address Slurm cannot be told to; then munge's key alone guards the ports). It needs root, because slurmd
+starts jobs as their users. How it differs from a real cluster: memory and CPUs are booked but not enforced (no cgroups), the
+two nodes share this machine's cores, a dead node is noticed in seconds, and every wait that Slurm lets one set is short.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+NODES = ("n1", "n2")
+PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct", "setsid")
+# Small files and no forced writes: nobody will need this database after a crash of the machine.
+MARIADB = "--no-defaults --user=root --innodb-log-file-size=8M --innodb-flush-log-at-trx-commit=0".split()
+INSTALL = "--skip-test-db --auth-root-authentication-method=socket --auth-root-socket-user=root".split()
+PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # daemons live in sbin, which a user's PATH may lack
+
+
+class ClusterError(Exception):
+    """The cluster did not do what it was asked; the message carries the ends of its logs."""
+
+
+def unavailable() -> str | None:
+    """Why no cluster can run here, in one line; None when one can."""
+    if missing := [name for name in PROGRAMS if not shutil.which(name, path=PATH)]:
+        return (
+            f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm slurmdbd mariadb-server munge"
+        )
+    if os.geteuid() != 0:
+        return "a Slurm cluster of one's own needs root"
+    return None
+
+
+class SlurmCluster:
+    """One cluster in one folder. `settings` are further lines of slurm.conf, for example `MaxArraySize=11`.
+
+    The daemons are called munged, mariadbd, slurmdbd, slurmctld, n1 and n2; `start` and `stop` take these names.
+    """
+
+    def __init__(self, folder: str | Path, accounting: bool = True, **settings: str | int) -> None:
+        self.dir = Path(folder).resolve()
+        self.accounting = accounting
+        self.settings = settings
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    # Life and death
+
+    def up(self, detached: bool = False) -> SlurmCluster:
+        """Start everything and return when both nodes are idle. Unless `detached`, it all dies with this process."""
+        if reason := unavailable():
+            raise ClusterError(reason)
+        if len(str(self.dir)) > 60:
+            raise ClusterError(f"{self.dir}: too long a path, a socket's name has 107 characters at most")
+        self.down()  # what a killed predecessor left in this folder
+        if self.dir.exists() and any(self.dir.iterdir()):
+            raise ClusterError(f"{self.dir} is not empty and holds no cluster")
+        if not detached:
+            # A process of its own, which cleans up when the pipe closes, outlives even `kill -9` of this one. PR_SET_PDEATHSIG
+            # would not do: it follows the thread that started the daemon, and it spares slurmstepd and the jobs.
+            self._guard = subprocess.Popen(
+                [sys.executable, __file__, "guard", str(self.dir)], stdin=subprocess.PIPE, start_new_session=True
+            )
+        try:
+            self._configure()
+            self.start("munged")
+            if self.accounting:
+                self.run("mariadb-install-db", *MARIADB, f"--datadir={self.dir}/db", *INSTALL)
+                self.start("mariadbd")
+                self.start("slurmdbd")
+                self.run("sacctmgr", "-i", "add", "cluster", "emsweep")
+            self.start("slurmctld")
+            for node in NODES:
+                self.start(node)
+            self.wait("two idle nodes", lambda: self.nodes() == dict.fromkeys(NODES, "idle"))
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def down(self) -> None:
+        """Kill every daemon, job and leftover, and remove the folder."""
+        for _ in range(100):  # again until none is left: a daemon may start a child while it is being killed
+            if not (pids := self.processes()):
+                break
+            _kill(pids)
+            time.sleep(0.05)
+        else:
+            raise ClusterError(f"processes {sorted(pids)} of {self.dir} do not die")
+        if (self.dir / "slurm.conf").exists():
+            shutil.rmtree(self.dir)
+        if self._guard and self._guard.stdin:
+            self._guard.stdin.close()
+            self._guard.wait()
+            self._guard = None
+
+    def __enter__(self) -> SlurmCluster:
+        return self.up()
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    # Use
+
+    def env(self) -> dict[str, str]:
+        """This process's environment, pointed at this cluster and free of another Slurm's variables."""
+        prefixes = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SINFO_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+        return {**kept, "SLURM_CONF": f"{self.dir}/slurm.conf", "PATH": PATH}
+
+    def run(self, *command: str, timeout: float = 60) -> str:
+        """What a client program prints; ClusterError, with its complaint, when it fails."""
+        done = subprocess.run(command, env=self.env(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        if done.returncode:
+            raise ClusterError(f"{shlex.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def jobs(self) -> dict[str, str]:
+        """State by job (`12` or `12_3`) of all that the controller still remembers: a minute beyond the end."""
+        lines = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def nodes(self) -> dict[str, str]:
+        """State by node, as sinfo says it: idle, mixed, allocated, down*, drained ..."""
+        lines = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def wait(self, what: str, check: Callable[[], bool], seconds: float = 30) -> None:
+        """Return once `check()` is true; a failing client program counts as not yet."""
+        end, trouble = time.monotonic() + seconds, ""
+        while time.monotonic() < end:
+            try:
+                if check():
+                    return
+            except (ClusterError, subprocess.TimeoutExpired) as error:
+                trouble = f"; {error}"
+            time.sleep(0.05)
+        raise ClusterError(f"no {what} within {seconds:g} s{trouble}\n{self.logs()}")
+
+    def finish(self, *jobs: str, seconds: float = 60) -> None:
+        """Wait until these jobs (arrays by their number: all tasks) have ended in whatever way."""
+        over = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+        wanted = set(jobs)
+        self.wait(
+            f"end of {', '.join(jobs)}",
+            lambda: all(state in over for job, state in self.jobs().items() if job in wanted or job.split("_")[0] in wanted),
+            seconds,
+        )
+
+    def hurry(self, job: str) -> None:
+        """Let a requeued job start now: Slurm makes it wait two minutes, and no setting shortens that."""
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def logs(self, lines: int = 15) -> str:
+        """The last lines of every daemon's log."""
+        files = sorted(self.dir.glob("log/*"))
+        return "\n".join(f"== {f.name}\n" + "\n".join(f.read_text(errors="replace").splitlines()[-lines:]) for f in files)
+
+    # Faults, and their repair
+
+    def kill_node(self, name: str, daemon_only: bool = False) -> None:
+        """A node dies at once, with its jobs; `daemon_only` leaves the jobs running, as when a node loses the network."""
+        _kill({self._pid(name)} if daemon_only else self.processes(name))
+
+    def start_node(self, name: str) -> None:
+        self.start(name)
+        self.wait(f"{name} in service", lambda: self.nodes()[name] in ("idle", "mixed", "allocated", "draining", "drained"))
+
+    def drain(self, name: str, reason: str = "test") -> None:
+        self.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", f"Reason={reason}")
+
+    def restart_controller(self) -> None:
+        self.stop("slurmctld")
+        self.start("slurmctld")
+
+    def stop_accounting(self) -> None:
+        """`sacct` fails until `start("slurmdbd")`; jobs go on, and the controller keeps their records meanwhile."""
+        self.stop("slurmdbd")
+
+    def reset(self) -> None:
+        """Repair what a test broke: no jobs, all daemons alive, both nodes idle."""
+        for name in ("munged", *(["mariadbd", "slurmdbd"] if self.accounting else []), "slurmctld", *NODES):
+            if not self._pid(name):
+                self.start(name)
+        self.run("scancel", "--user=root")  # TERM first; a job that ignores it is killed after KillWait
+        for name, state in self.nodes().items():
+            if state.startswith("drain"):
+                self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        self.wait("two idle nodes", lambda: self.nodes() == dict.fromkeys(NODES, "idle"))
+
+    def stop(self, name: str, sig: int = signal.SIGTERM) -> None:
+        """Signal a daemon and wait for its end."""
+        if pid := self._pid(name):
+            os.kill(pid, sig)
+            self.wait(f"end of {name}", lambda: pid not in self.processes())
+
+    def start(self, name: str) -> None:
+        """Start one daemon, and wait until it answers where others need it."""
+        d = self.dir
+        munge = f"--key-file={d}/munge.key --socket={d}/munge.socket --seed-file={d}/munge.seed --log-file={d}/log/munged.log"
+        maria = f"{shlex.join(MARIADB)} --datadir={d}/db --socket={d}/db.socket --pid-file={d}/mariadbd.pid --skip-networking"
+        commands = {
+            "munged": f"munged --foreground --num-threads=2 --pid-file={d}/munged.pid {munge}",
+            "mariadbd": f"mariadbd {maria}",
+            "slurmdbd": "slurmdbd -D",
+            "slurmctld": "slurmctld -D",
+            **{node: f"slurmd -D -N {node}" for node in NODES},
+        }
+        answers: dict[str, Callable[[], bool]] = {
+            "munged": (d / "munge.socket").is_socket,
+            "mariadbd": (d / "db.socket").is_socket,
+            "slurmdbd": lambda: bool(self.run("sacctmgr", "--noheader", "list", "tres", timeout=5)),
+            "slurmctld": lambda: bool(self.nodes()),
+        }
+        # setsid --fork makes it a child of init, which no test's signal reaches and whose end leaves no zombie with us.
+        with (d / "log" / f"{name}.out").open("ab") as out:
+            command = ["setsid", "--fork", *commands[name].split()]
+            env = {"PATH": PATH, "LANG": "C.UTF-8", "SLURM_CONF": f"{d}/slurm.conf", "MYSQL_UNIX_PORT": f"{d}/db.socket"}
+            subprocess.run(command, cwd=d, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=True)
+        self.wait(name, lambda: bool(self._pid(name)) and answers.get(name, lambda: True)())
+
+    # Inner workings
+
+    def _configure(self) -> None:
+        for folder in ("", "log", "state", *NODES):
+            (self.dir / folder).mkdir(parents=True, exist_ok=True)
+        self.dir.chmod(0o755)  # munged refuses a socket in a folder that others may not enter
+        (self.dir / "munge.key").touch(mode=0o600)
+        (self.dir / "munge.key").write_bytes(os.urandom(128))
+        host = socket.gethostname().split(".")[0]
+        # NoInAddrAny binds to the address of the machine's name, so it helps only where that is the loopback.
+        try:
+            local = socket.gethostbyname(socket.gethostname()).startswith("127.")
+        except OSError:
+            local = False
+        values = {"dir": self.dir, "host": host, "bind": "NoInAddrAny,NoCtldInAddrAny" if local else "", **_free_ports()}
+        values["storage"] = "slurmdbd" if self.accounting else "none"
+        values["settings"] = "\n".join(f"{name}={value}" for name, value in self.settings.items())
+        for name in ("slurm.conf", "slurmdbd.conf"):
+            (self.dir / name).touch(mode=0o600)  # slurmdbd reads no file that others may read
+            (self.dir / name).write_text(Path(__file__).with_name(f"{name}.in").read_text().format(**values))
+
+    def _pid(self, name: str) -> int:
+        """Process id of a living daemon, else 0. Its file may be a dead one's, and the number another program's by now."""
+        try:
+            pid = int((self.dir / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return 0
+        return pid if pid in self.processes() else 0
+
+    def processes(self, node: str = "") -> set[int]:
+        """Ids of all daemons and jobs of this cluster, or of one node, found by what they hold: no record to grow stale.
+
+        Daemons have a log of ours open (slurmstepd's title overwrites its environment); jobs carry Slurm's variables.
+        """
+        log, found = f"{self.dir}/log/{node}{'.' if node else ''}", set()
+        job = {f"SLURM_CONF={self.dir}/slurm.conf", *([f"SLURMD_NODENAME={node}"] if node else [])}
+        for proc in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile
+                environment = (proc / "environ").read_bytes().decode(errors="replace").split("\0")
+                if (proc / "comm").read_text().startswith(("slurm", "munged", "mariadbd")):
+                    mine = any(os.path.realpath(file).startswith(log) for file in (proc / "fd").iterdir())
+                else:
+                    mine = False
+                if mine or (job.issubset(environment) and any(item.startswith("SLURM_JOB_ID=") for item in environment)):
+                    found.add(int(proc.name))
+        return found
+
+
+def _kill(pids: set[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _free_ports() -> dict[str, int]:
+    """Four ports below the range the kernel hands out, so that none is taken by a passing connection while a daemon is down."""
+    ports: set[int] = set()
+    while len(ports) < 4:
+        port = random.SystemRandom().randint(20000, 32000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            ports.add(port)
+    return dict(zip(("port_ctld", "port_dbd", "port_n1", "port_n2"), ports, strict=True))
+
+
+def main(command: str, folder: str) -> None:
+    cluster = SlurmCluster(folder)
+    if command == "up":
+        cluster.up(detached=True)
+        print(f"export SLURM_CONF={shlex.quote(cluster.env()['SLURM_CONF'])} PATH={shlex.quote(PATH)}")
+    elif command == "status":
+        print(*(f"{name} {state}" for name, state in {**cluster.nodes(), **cluster.jobs()}.items()), sep="\n")
+    elif command == "guard":
+        sys.stdin.read()
+        cluster.down()
+    elif command == "down":
+        cluster.down()
+    else:
+        raise ClusterError(f"unknown command {command!r}: up, status or down")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except ClusterError as problem:
+        sys.exit(str(problem))
