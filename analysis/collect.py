@@ -125,8 +125,8 @@ def _update(con: duckdb.DuckDBPyConnection, root: Path, sweeps: list[SweepDir]) 
             con.execute("CHECKPOINT")
         else:
             con.execute("ROLLBACK")
-        counted = con.execute("SELECT count(*) FROM runs").fetchone()
-        return sum(len(j.states.attempts) for j in new.values()), counted[0] if counted else 0, torn
+        [(runs,)] = con.execute("SELECT count(*) FROM runs").fetchall()
+        return sum(len(j.states.attempts) for j in new.values()), runs, torn
 
 
 def _look(path: Path, before: _File | None) -> _File:
@@ -204,8 +204,8 @@ def _unstored(con: duckdb.DuckDBPyConnection, states: States) -> States:
     where = "WHERE sweep = ? AND job = ? AND try = ?"
     name = [states.job[c] for c in ("sweep", "job", "try")]
     stored = dict(con.execute(f"SELECT attempt_id, status FROM attempts {where}", name).fetchall())
-    job = con.execute(f"SELECT started IS NOT NULL, ended IS NOT NULL FROM jobs {where}", name).fetchone()
-    same_job = job == (states.job["started"] is not None, states.job["ended"] is not None)
+    job = con.execute(f"SELECT started IS NOT NULL, ended IS NOT NULL FROM jobs {where}", name).fetchall()
+    same_job = job == [(states.job["started"] is not None, states.job["ended"] is not None)]
     attempts = {
         key: row
         for key, row in states.attempts.items()
@@ -215,11 +215,11 @@ def _unstored(con: duckdb.DuckDBPyConnection, states: States) -> States:
 
 
 def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> None:
-    strings = ("sweep", "job", "launcher", "slurm_job_id", "node", "gpu", "code", "commit", "python", "reason")
+    job_strings = ("sweep", "job", "launcher", "slurm_job_id", "node", "gpu", "code", "commit", "python", "reason")
     _run(
         con,
         {
-            **dict.fromkeys(strings, pl.String),
+            **dict.fromkeys(job_strings, pl.String),
             **dict.fromkeys(("try", "cpus", "slots"), pl.Int64),
             "dirty": pl.Boolean,
             "packages": pl.List(pl.Struct({"key": pl.String, "value": pl.String})),
@@ -269,7 +269,7 @@ def _store_measurements(con: duckdb.DuckDBPyConnection, journals: list[_Journal]
 
 
 def _store_metrics(con: duckdb.DuckDBPyConnection, found: Measurements) -> None:
-    """In (metric, run, step) order: half the size, and a query for one metric reads little else."""
+    """In (name, run, step) order: half the size, and a query for one metric reads little else."""
     replaced = pl.DataFrame({"run_id": found.runs}, schema={"run_id": pl.String})
     _run_on(con, replaced, "DELETE FROM metrics WHERE run_id IN (SELECT run_id FROM frame)")
     # The position of each run in run_id order, so that sorting is on integers.
@@ -280,10 +280,10 @@ def _store_metrics(con: duckdb.DuckDBPyConnection, found: Measurements) -> None:
         rows = np.lexsort((step, run))
         run_id = names.gather(run[rows])
         table = np.frombuffer(values, np.float64).reshape(len(runs), len(together))
-        for column, metric in enumerate(together):
+        for column, name in enumerate(together):
             frame = pl.DataFrame({"run_id": run_id, "step": step[rows], "value": table[rows, column]})
-            escaped = metric.replace("'", "''")
-            _run_on(con, frame, f"INSERT INTO metrics BY NAME SELECT *, '{escaped}' AS metric FROM frame")
+            escaped = name.replace("'", "''")
+            _run_on(con, frame, f"INSERT INTO metrics BY NAME SELECT *, '{escaped}' AS name FROM frame")
 
 
 def _store_evals(con: duckdb.DuckDBPyConnection, rows: list[Row]) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from em_core.config import Evaluation, TrainingConfig
 from em_core.journal import STATE_PREFIXES, Record, RunStatus, SweepDir, attempt_id, decode, journal_order, read_lines
 
@@ -72,16 +74,20 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
 
 
 def _config_row(r: Record) -> Row:
-    """A field that an older manifest does not know has its default: that is what adding a field means."""
-    training = {k.replace(".", "_"): v for k, v in r["training"].items()}
-    fields = {name: training.get(name, None if f.is_required() else f.default) for name, f in TrainingConfig.model_fields.items()}
+    fields = _fields(TrainingConfig, r["training"])
     return {"config_id": r["config_id"], "model": r.get("model"), "prompt_name": r.get("prompt_name"), **fields}
 
 
 def _evaluation_row(r: Record) -> Row:
-    fields = {name: r["evaluation"].get(name, None if f.is_required() else f.default) for name, f in Evaluation.model_fields.items()}
     steps = r.get("steps")
+    fields = _fields(Evaluation, r["evaluation"])
     return {"eval_id": r["eval_id"], **fields, "steps": steps if isinstance(steps, list) else None}
+
+
+def _fields(model: type[BaseModel], said: Row) -> Row:
+    """Column -> value. A field that an older manifest does not know has its default: that is what adding a field means."""
+    fields = model.model_fields.items()
+    return {name.replace(".", "_"): said.get(name, None if f.is_required() else f.default) for name, f in fields}
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,11 @@ def _attempt_row(sweep: str, job: str, try_: int, key: Key, start: Record, end: 
     figures = said.get("figures") or {}
     return {
         "attempt_id": attempt_id(job, try_, *key),
-        **{"sweep": sweep, "run_id": key[0], "job": job, "try": try_, "number": key[1]},
+        "sweep": sweep,
+        "run_id": key[0],
+        "job": job,
+        "try": try_,
+        "number": key[1],
         **{k: start.get(k) for k in ("slot", "device", "dtype", "threads")},
         "mode": start.get("mode") or "train",
         **{k: said.get(k) for k in ("status", "cause", "message", "traceback", "steps")},
@@ -158,7 +168,9 @@ def _job_row(sweep: str, job: str, try_: int, start: Record, end: Record | None)
     packages = [{"key": k, "value": str(v)} for k, v in (start.get("packages") or {}).items()]
     kept = ("launcher", "node", "gpu", "cpus", "slots", "code", "commit", "dirty", "python")
     return {
-        **{"sweep": sweep, "job": job, "try": try_},
+        "sweep": sweep,
+        "job": job,
+        "try": try_,
         **{k: start.get(k) for k in kept},
         "slurm_job_id": str(start["slurm_job_id"]) if start.get("slurm_job_id") is not None else None,
         "packages": packages,

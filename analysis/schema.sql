@@ -101,7 +101,7 @@ CREATE TABLE runs (           -- one row per run, however many sweeps hold it
 CREATE TABLE metrics (        -- training metrics of the winning attempt
     run_id VARCHAR NOT NULL,
     step   INTEGER NOT NULL,  -- 1 is the first optimizer update
-    metric VARCHAR NOT NULL,
+    name   VARCHAR NOT NULL,
     value  DOUBLE
 );
 

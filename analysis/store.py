@@ -136,11 +136,11 @@ def open_private(db: Path, root: Path) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     try:
         _attach(con, path)
-        found = con.execute("SELECT version, root FROM collector.meta").fetchone()
+        found = con.execute("SELECT version, root FROM collector.meta").fetchall()
     except duckdb.Error:
         con.close()
         raise Unusable from None
-    if found != (schema_version(schema()), str(root.resolve())):
+    if found != [(schema_version(schema()), str(root.resolve()))]:
         con.close()
         raise Unusable
     return con

@@ -77,13 +77,8 @@ def _equal(gold: str, answer: str, limited: bool) -> bool:
     from math_verify import parse, verify
 
     seconds = 5 if limited else None
-    return bool(verify(_parse(gold, seconds), parse(_boxed(answer), parsing_timeout=seconds), timeout_seconds=seconds))
-
-
-def _parse(gold: str, seconds: int | None) -> list:
-    from math_verify import parse
-
-    return parse(_boxed(gold), parsing_timeout=seconds)
+    g, a = (parse(_boxed(text), parsing_timeout=seconds) for text in (gold, answer))
+    return bool(verify(g, a, timeout_seconds=seconds))
 
 
 def _boxed(answer: str) -> str:

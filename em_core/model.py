@@ -36,8 +36,9 @@ class Policy:
         self.dtype = dtype
         self.base = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
         _cast_parameters(model, dtype)
+        _remove_dropout(model)
         self.model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
-        self.model.eval()  # dropout stays off: the sampled and the scored model are the same
+        self.model.eval()
         params = dict(self.model.named_parameters())
         if dtype == torch.float32:
             self.masters: dict[str, Tensor] = dict(params)
@@ -71,7 +72,7 @@ class Policy:
     @torch.no_grad()
     def load_weights(self, folder: Path) -> None:
         """The weights of a kept checkpoint of this very model."""
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         for name, p in saved.named_parameters():
             self.masters[name].copy_(p)
         self.refresh()
@@ -84,14 +85,9 @@ class Policy:
                 p.copy_(self.masters[name])
 
     def save(self, folder: Path) -> None:
-        """A normal Hugging Face checkpoint of the fp32 masters, with the tokenizer."""
-        self.model.save_pretrained(folder, state_dict=self._full_state())
+        """A normal Hugging Face checkpoint of the compute model (what was evaluated), with the tokenizer."""
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-    def _full_state(self) -> dict[str, Tensor]:
-        """The state dict in fp32: tied tensors appear under every one of their names, as `save_pretrained` expects."""
-        by_pointer = {p.data_ptr(): self.masters[name].detach() for name, p in self.model.named_parameters()}
-        return {name: by_pointer.get(t.data_ptr(), t) for name, t in self.model.state_dict().items()}
 
     def reference(self) -> Policy:
         """A frozen model with the base weights, for a KL term. Costs one more compute copy."""
@@ -106,19 +102,28 @@ class Policy:
         """Token ids of a training prompt: one user turn of the chat template (`auto`, where there is one), or raw text."""
         if chat_template == "auto" and self.tokenizer.chat_template:
             return self._chat([{"role": "user", "content": text}])
-        return self.tokenizer(text)["input_ids"]
+        return self._ids(text)
 
     def encode_question(self, question: str, system: str | None) -> list[int]:
         """Token ids of a task's question: as it stands (`system` None), by chat template, or in the same words."""
         if system is None:
-            return self.tokenizer(question)["input_ids"]
+            return self._ids(question)
         if self.tokenizer.chat_template:
             return self._chat([{"role": "system", "content": system}, {"role": "user", "content": question}])
-        return self.tokenizer(f"{system}\n\n{question}\n\n")["input_ids"]
+        return self._ids(f"{system}\n\n{question}\n\n")
 
     def _chat(self, turns: list[dict[str, str]]) -> list[int]:
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(str(text), add_special_tokens=False)
+
+    def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """The completions as text, without special tokens."""
+        generated = [row[mask].tolist() for row, mask in zip(rollout.completions.cpu(), rollout.mask.cpu(), strict=True)]
+        return self.tokenizer.batch_decode(generated, skip_special_tokens=True)
 
     def check_length(self, prompt: Sequence[int], completion: int, what: str) -> None:
         """Raises `ValueError` for a prompt without tokens, or one that leaves no room for `completion` more."""
@@ -171,6 +176,15 @@ def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Parameters only: rotary frequencies are buffers and stay fp32, as in a model loaded in bf16."""
     for p in model.parameters():
         p.data = p.data.to(dtype)
+
+
+def _remove_dropout(model: PreTrainedModel) -> None:
+    """The sampled and the scored model are to be the same, in train mode too (gradient checkpointing needs that mode)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if "attention_dropout" in vars(module):
+            vars(module)["attention_dropout"] = 0.0
 
 
 def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:

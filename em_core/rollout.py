@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.generation import (
+from transformers import (
+    DynamicCache,
     LogitsProcessorList,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -42,9 +43,9 @@ class Rollout:
         """The generated part of `tokens`, (n, L)."""
         return self.tokens[:, self.prompt_mask.shape[1] :]
 
-    def rows(self, start: int, stop: int) -> Rollout:
-        """Completions start..stop-1, as views."""
-        return Rollout(*(t[start:stop] for t in (self.tokens, self.prompt_mask, self.mask, self.ended)))
+    def __getitem__(self, rows: slice) -> Rollout:
+        """Some of the completions, as views."""
+        return Rollout(*(t[rows] for t in (self.tokens, self.prompt_mask, self.mask, self.ended)))
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,9 @@ def _decode(
     cache = DynamicCache(config=model.config)
     new = prompt
     for t in range(length):
-        logits = model(
-            input_ids=new, attention_mask=attention, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits[:, -1].float()  # fmt: skip
-        scores = process(tokens[alive, : width + t], logits)
+        step = {"input_ids": new, "attention_mask": attention, "position_ids": position, "past_key_values": cache}
+        logits = model(**step, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        scores: Tensor = process(tokens[alive, : width + t], logits)  # type: ignore[arg-type]  (annotated LongTensor)
         chosen = scores.argmax(-1) if draws is None else inverse_cdf(scores, draws[alive, t])
         tokens[alive, width + t] = chosen
         mask[alive, t] = True
@@ -165,4 +165,5 @@ def inverse_cdf(scores: Tensor, u: Tensor) -> Tensor:
     # Scaled by the total because fp32 sums are not exactly 1; `right` passes over tokens of zero width.
     chosen = torch.searchsorted(cumulative, u[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # the last token of non-zero width
-    return torch.minimum(chosen, last).squeeze(1)
+    # The clamp is for NaN scores: the update that follows reports them, an index error would hide them.
+    return torch.minimum(chosen, last).clamp(max=scores.shape[-1] - 1).squeeze(1)

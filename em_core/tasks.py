@@ -117,8 +117,9 @@ def _row(path: str, number: int, line: str) -> dict[str, Any]:
 
 def _question(path: str, number: int, row: dict[str, Any], field: str | None) -> str:
     for name in [field] if field else ["problem", "question"]:
-        if isinstance(row.get(name), str):
-            return row[name]
+        question = row.get(name)
+        if isinstance(question, str) and question.strip():
+            return question
     raise UserError(
         f"task file {path!r}, line {number}: no question in {field or 'problem or question'}; fields are {', '.join(row)}"
     )

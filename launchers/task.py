@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from em_core.config import Evaluation, Execution, RunRequest, TrainingConfig, steps_within
-from em_core.errors import EmsweepError
+from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, read_lines
 from launchers import causes
 from launchers.snapshot import gpu_names, provenance
@@ -362,6 +362,8 @@ def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str 
     path = Path(assignment_path)
     assignment = Assignment(path)
     assignment.follow()
+    if not assignment.header:
+        raise Fault(f"{path} is no assignment: the folder of the runs is not what this node sees under that path")
     sweep = SweepDir(path.parent.parent.parent, path.parent.parent.name)
     supervisor = Supervisor(assignment, sweep, try_, launcher, slurm_job_id)
 

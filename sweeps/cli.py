@@ -42,8 +42,8 @@ SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML)
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
 ]
-Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", help="Folder of the runs.")]
-Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", help="Results file (DuckDB).")]
+Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", resolve_path=True, help="Folder of the runs.")]
+Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", resolve_path=True, help="Results file (DuckDB).")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
 Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
 Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]

@@ -18,7 +18,7 @@ from sweeps.observe import Observer
 from sweeps.output import text_table
 from sweeps.reconcile import Need, View
 from sweeps.spec import Spec
-from sweeps.submit import PlannedJob, local_slots, on_this_machine, pack
+from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack
 
 HEAD = 12
 """Rows of the config table that are shown."""
@@ -103,9 +103,9 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     observer = Observer(sweep)
     view = observer.look(manifest)
     configs = {c.config_id: c for c in expansion.configs}
-    seconds = _seconds(sweep, configs, launcher, spec)
+    seconds = expected_seconds(sweep, configs, spec, launcher)
     todo = todo_of(view, retrain)
-    jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items() if s.runs})
+    jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
     memory = dict(price.memory(expansion.configs, spec.execution, spec.resources_for({}).gpu))
     plan = Plan(
         sweep=expansion.sweep,
@@ -138,24 +138,6 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         head=_head(expansion),
     )
     return Intention(plan, todo, jobs, manifest)
-
-
-def _seconds(sweep: SweepDir, configs: Mapping[str, Config], launcher: str, spec: Spec) -> dict[str, price.Seconds]:
-    """Expected seconds per run by config: measured where there is history, guessed from the model's size elsewhere."""
-    seconds = price.measured(sweep, configs)
-    rule = spec.resources_for({})
-    gpus = on_this_machine(rule).gpus_per_run if launcher == "local" else rule.gpus_per_run
-    guesses: dict[tuple[Any, ...], price.Seconds | None] = {}
-    for config_id, c in configs.items():
-        if config_id not in seconds:
-            t = c.training
-            shape = (t.method, c.model, t.max_steps, t.num_generations, t.max_completion_length)
-            if shape not in guesses:
-                guesses[shape] = price.guessed(c, "gpu" if gpus else "cpu")
-            guess = guesses[shape]
-            if guess is not None:
-                seconds[config_id] = guess
-    return seconds
 
 
 def _under_other_code(observer: Observer, view: View) -> int:

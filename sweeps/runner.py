@@ -24,11 +24,10 @@ from sweeps.expand import Expansion, expand
 from sweeps.manifest import Manifest, extend, locked
 from sweeps.observe import Observer
 from sweeps.plan import Intention, Plan, make_plan, spec_fields, todo_of
-from sweeps.price import measured
 from sweeps.progress import watching
 from sweeps.reconcile import View
 from sweeps.spec import Site, Spec
-from sweeps.submit import pack, submit
+from sweeps.submit import expected_seconds, pack, submit
 
 ROUNDS = 3
 """How often one `emsweep run` hands out what died without a word of its own before it gives up."""
@@ -163,7 +162,8 @@ def _hand_out(
     todo = [(r, need) for r, need in todo_of(view, retrain) if r not in but]
     if not todo:
         return []
-    seconds = {c: s.middle for c, s in measured(sweep, manifest.configs).items()}
+    wanted = {manifest.runs[r].config_id: manifest.configs[manifest.runs[r].config_id] for r, _ in todo}
+    seconds = {c: s.middle for c, s in expected_seconds(sweep, wanted, spec, launcher.name).items()}
     return submit(sweep, manifest, pack(manifest, todo, spec, launcher.name, seconds), spec, site, launcher)
 
 

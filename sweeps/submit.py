@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -13,12 +14,18 @@ from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
 from launchers.base import Batch, Launcher
 from launchers.snapshot import gpu_names
+from sweeps import price
+from sweeps.expand import Config
 from sweeps.manifest import Manifest
 from sweeps.reconcile import Need
 from sweeps.spec import Resources, Site, Spec
 
 LOCAL_JOB = 100_000
 """Runs in one local job: all of them, its slots share one queue."""
+SPREAD = 32
+"""Jobs among which a sweep that would fit into fewer is spread, so that it uses the cluster."""
+WORTH_A_JOB = 2.0
+"""Minutes of work below which a job is not worth its start."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +77,35 @@ def local_slots(rule: Resources) -> int:
     return max(1, len(os.sched_getaffinity(0)) // rule.cpus_per_run)
 
 
+def expected_seconds(sweep: SweepDir, configs: Mapping[str, Config], spec: Spec, launcher: str) -> dict[str, price.Seconds]:
+    """Expected seconds per run by config: measured where there is history, guessed from the model's size elsewhere."""
+    seconds = price.measured(sweep, configs)
+    rule = spec.resources_for({})
+    gpus = on_this_machine(rule).gpus_per_run if launcher == "local" else rule.gpus_per_run
+    guesses: dict[tuple[object, ...], price.Seconds | None] = {}
+    for config_id, c in configs.items():
+        if config_id not in seconds:
+            t = c.training
+            shape = (t.method, c.model, t.max_steps, t.num_generations, t.max_completion_length)
+            if shape not in guesses:
+                guesses[shape] = price.guessed(c, "gpu" if gpus else "cpu")
+            guess = guesses[shape]
+            if guess is not None:
+                seconds[config_id] = guess
+    return seconds
+
+
 def _runs_per_job(rule: Resources, slots: int, seconds: Sequence[float | None]) -> int:
+    """Runs in one Slurm job: as many as fill `job_minutes`, but short sweeps are spread over some `SPREAD` jobs."""
     if rule.runs_per_job != "auto":
         return rule.runs_per_job
     known = [s for s in seconds if s]
     if not known:
         return max(1, slots)
-    minutes = min(rule.job_minutes, 0.8 * rule.timeout_min)
-    return max(1, slots, int(minutes * 60 * slots / max(known)))
+    per_minute = 60 * slots / max(known)
+    full = min(rule.job_minutes, 0.8 * rule.timeout_min) * per_minute
+    spread = max(math.ceil(len(seconds) / SPREAD), WORTH_A_JOB * per_minute)
+    return max(1, slots, int(min(full, spread)))
 
 
 def submit(

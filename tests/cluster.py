@@ -28,8 +28,8 @@ from pathlib import Path
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct", "setsid")
 # Small files and no forced writes: nobody will need this database after a crash of the machine.
-MARIADB = "--no-defaults --user=root --innodb-log-file-size=8M --innodb-flush-log-at-trx-commit=0".split()
-INSTALL = "--skip-test-db --auth-root-authentication-method=socket --auth-root-socket-user=root".split()
+MARIADB = ["--no-defaults", "--user=root", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]
+INSTALL = ["--skip-test-db", "--auth-root-authentication-method=socket", "--auth-root-socket-user=root"]
 PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # daemons live in sbin, which a user's PATH may lack
 
 
@@ -40,12 +40,8 @@ class ClusterError(Exception):
 def unavailable() -> str | None:
     """Why no cluster can run here, in one line; None when one can."""
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=PATH)]:
-        return (
-            f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm slurmdbd mariadb-server munge"
-        )
-    if os.geteuid() != 0:
-        return "a Slurm cluster of one's own needs root"
-    return None
+        return f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm slurmdbd mariadb-server munge"
+    return "a Slurm cluster of one's own needs root" if os.geteuid() else None
 
 
 class SlurmCluster:
@@ -96,13 +92,12 @@ class SlurmCluster:
 
     def down(self) -> None:
         """Kill every daemon, job and leftover, and remove the folder."""
-        for _ in range(100):  # again until none is left: a daemon may start a child while it is being killed
-            if not (pids := self.processes()):
-                break
+        end = time.monotonic() + 10
+        while pids := self.processes():  # again until none is left: a daemon may start a child while it is being killed
+            if time.monotonic() > end:
+                raise ClusterError(f"processes {sorted(pids)} of {self.dir} do not die")
             _kill(pids)
             time.sleep(0.05)
-        else:
-            raise ClusterError(f"processes {sorted(pids)} of {self.dir} do not die")
         if (self.dir / "slurm.conf").exists():
             shutil.rmtree(self.dir)
         if self._guard and self._guard.stdin:
@@ -155,13 +150,12 @@ class SlurmCluster:
 
     def finish(self, *jobs: str, seconds: float = 60) -> None:
         """Wait until these jobs (arrays by their number: all tasks) have ended in whatever way."""
-        over = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-        wanted = set(jobs)
-        self.wait(
-            f"end of {', '.join(jobs)}",
-            lambda: all(state in over for job, state in self.jobs().items() if job in wanted or job.split("_")[0] in wanted),
-            seconds,
-        )
+        alive = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"}
+
+        def over() -> bool:
+            return not any(state in alive for job, state in self.jobs().items() if {job, job.split("_")[0]} & set(jobs))
+
+        self.wait(f"end of {', '.join(jobs)}", over, seconds)
 
     def hurry(self, job: str) -> None:
         """Let a requeued job start now: Slurm makes it wait two minutes, and no setting shortens that."""
@@ -176,7 +170,14 @@ class SlurmCluster:
 
     def kill_node(self, name: str, daemon_only: bool = False) -> None:
         """A node dies at once, with its jobs; `daemon_only` leaves the jobs running, as when a node loses the network."""
-        _kill({self._pid(name)} if daemon_only else self.processes(name))
+        _kill({self._pid(name)} - {0} if daemon_only else self.processes(name))
+        if not daemon_only:
+            for rest in (self.dir / name).glob("job*"):  # as after a reboot; slurmd stumbles over them
+                shutil.rmtree(rest)
+
+    def declare_down(self, name: str) -> None:
+        """The controller gives up a node now, with all that follows for its jobs; by itself it notices in 20 s."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed by a test")
 
     def start_node(self, name: str) -> None:
         self.start(name)
@@ -196,22 +197,28 @@ class SlurmCluster:
     def reset(self) -> None:
         """Repair what a test broke: no jobs, all daemons alive, both nodes idle."""
         for name in ("munged", *(["mariadbd", "slurmdbd"] if self.accounting else []), "slurmctld", *NODES):
-            if not self._pid(name):
-                self.start(name)
+            self.start(name)
         self.run("scancel", "--user=root")  # TERM first; a job that ignores it is killed after KillWait
-        for name, state in self.nodes().items():
-            if state.startswith("drain"):
-                self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
-        self.wait("two idle nodes", lambda: self.nodes() == dict.fromkeys(NODES, "idle"))
+
+        def repaired() -> bool:
+            states = self.nodes()
+            for name in states:
+                if states[name].startswith("drain"):  # refused until the node has reported to a restarted controller
+                    self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+            return set(states.values()) == {"idle"}
+
+        self.wait("two idle nodes", repaired)
 
     def stop(self, name: str, sig: int = signal.SIGTERM) -> None:
-        """Signal a daemon and wait for its end."""
+        """Signal a daemon and wait for its end; -9 (signal.SIGKILL) is a crash."""
         if pid := self._pid(name):
             os.kill(pid, sig)
-            self.wait(f"end of {name}", lambda: pid not in self.processes())
+            self.wait(f"end of {name}", lambda: not self._pid(name))
 
     def start(self, name: str) -> None:
-        """Start one daemon, and wait until it answers where others need it."""
+        """Start one daemon unless it runs, and wait until it answers where others need it."""
+        if self._pid(name):
+            return
         d = self.dir
         munge = f"--key-file={d}/munge.key --socket={d}/munge.socket --seed-file={d}/munge.seed --log-file={d}/log/munged.log"
         maria = f"{shlex.join(MARIADB)} --datadir={d}/db --socket={d}/db.socket --pid-file={d}/mariadbd.pid --skip-networking"
@@ -228,7 +235,9 @@ class SlurmCluster:
             "slurmdbd": lambda: bool(self.run("sacctmgr", "--noheader", "list", "tres", timeout=5)),
             "slurmctld": lambda: bool(self.nodes()),
         }
-        # setsid --fork makes it a child of init, which no test's signal reaches and whose end leaves no zombie with us.
+        for old in {"munged": ["munge.socket"], "mariadbd": ["db.socket"]}.get(name, []):
+            (d / old).unlink(missing_ok=True)  # a killed one's
+        # setsid --fork makes it a child of init: no signal to a test's process group reaches it, and we need not wait for it.
         with (d / "log" / f"{name}.out").open("ab") as out:
             command = ["setsid", "--fork", *commands[name].split()]
             env = {"PATH": PATH, "LANG": "C.UTF-8", "SLURM_CONF": f"{d}/slurm.conf", "MYSQL_UNIX_PORT": f"{d}/db.socket"}
@@ -244,14 +253,12 @@ class SlurmCluster:
         (self.dir / "munge.key").touch(mode=0o600)
         (self.dir / "munge.key").write_bytes(os.urandom(128))
         host = socket.gethostname().split(".")[0]
-        # NoInAddrAny binds to the address of the machine's name, so it helps only where that is the loopback.
-        try:
-            local = socket.gethostbyname(socket.gethostname()).startswith("127.")
-        except OSError:
-            local = False
-        values = {"dir": self.dir, "host": host, "bind": "NoInAddrAny,NoCtldInAddrAny" if local else "", **_free_ports()}
+        values = {"dir": self.dir, "host": host, "bind": "", **_free_ports()}
         values["storage"] = "slurmdbd" if self.accounting else "none"
         values["settings"] = "\n".join(f"{name}={value}" for name, value in self.settings.items())
+        with suppress(OSError):  # these bind to the address of the machine's name: of use only where that is the loopback
+            if socket.gethostbyname(socket.gethostname()).startswith("127."):
+                values["bind"] = "NoInAddrAny,NoCtldInAddrAny"
         for name in ("slurm.conf", "slurmdbd.conf"):
             (self.dir / name).touch(mode=0o600)  # slurmdbd reads no file that others may read
             (self.dir / name).write_text(Path(__file__).with_name(f"{name}.in").read_text().format(**values))
@@ -269,35 +276,37 @@ class SlurmCluster:
 
         Daemons have a log of ours open (slurmstepd's title overwrites its environment); jobs carry Slurm's variables.
         """
-        log, found = f"{self.dir}/log/{node}{'.' if node else ''}", set()
-        job = {f"SLURM_CONF={self.dir}/slurm.conf", *([f"SLURMD_NODENAME={node}"] if node else [])}
+        log, found = f"{self.dir}/log/{node}", set()
+        marks = (f"SLURM_CONF={self.dir}/slurm.conf\0".encode(), b"\0SLURM_JOB_ID=", f"\0SLURMD_NODENAME={node}".encode())
         for proc in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it ended meanwhile
-                environment = (proc / "environ").read_bytes().decode(errors="replace").split("\0")
-                if (proc / "comm").read_text().startswith(("slurm", "munged", "mariadbd")):
-                    mine = any(os.path.realpath(file).startswith(log) for file in (proc / "fd").iterdir())
-                else:
-                    mine = False
-                if mine or (job.issubset(environment) and any(item.startswith("SLURM_JOB_ID=") for item in environment)):
+                daemon = (proc / "comm").read_text().startswith(("slurm", "munged", "mariadbd"))
+                environment = (proc / "environ").read_bytes()
+                if all(mark in environment for mark in marks) or (
+                    daemon and any(os.path.realpath(file).startswith(log) for file in (proc / "fd").iterdir())
+                ):
                     found.add(int(proc.name))
         return found
 
 
 def _kill(pids: set[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    # All stand still before the first dies: else slurmstepd would live to report its script's end, as no dead node does.
+    for sig in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, sig)
 
 
 def _free_ports() -> dict[str, int]:
-    """Four ports below the range the kernel hands out, so that none is taken by a passing connection while a daemon is down."""
-    ports: set[int] = set()
-    while len(ports) < 4:
-        port = random.SystemRandom().randint(20000, 32000)
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            ports.add(port)
-    return dict(zip(("port_ctld", "port_dbd", "port_n1", "port_n2"), ports, strict=True))
+    """Ports below the range the kernel hands out, so that no passing connection takes one while its daemon is down."""
+    ports: dict[str, int] = {}
+    for name in ("port_ctld", "port_dbd", "port_n1", "port_n2"):
+        while name not in ports:
+            port = random.SystemRandom().randint(20000, 32000)
+            with suppress(OSError), socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+                ports[name] = port
+    return ports
 
 
 def main(command: str, folder: str) -> None:
@@ -306,11 +315,10 @@ def main(command: str, folder: str) -> None:
         cluster.up(detached=True)
         print(f"export SLURM_CONF={shlex.quote(cluster.env()['SLURM_CONF'])} PATH={shlex.quote(PATH)}")
     elif command == "status":
-        print(*(f"{name} {state}" for name, state in {**cluster.nodes(), **cluster.jobs()}.items()), sep="\n")
-    elif command == "guard":
-        sys.stdin.read()
-        cluster.down()
-    elif command == "down":
+        print(cluster.run("sinfo", "--Node"), cluster.run("squeue"), sep="\n")
+    elif command in ("guard", "down"):
+        if command == "guard":
+            sys.stdin.read()  # until the process that started the cluster is gone
         cluster.down()
     else:
         raise ClusterError(f"unknown command {command!r}: up, status or down")

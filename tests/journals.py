@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from em_core.config import Evaluation, TrainingConfig, config_id, run_id
-from em_core.journal import Appender, SweepDir, append_batch, encode
+from em_core.journal import Appender, SweepDir, append_batch
 
 MODEL_KEY = "sha256:" + "ab" * 32
 T0 = 1_800_000_000.0
@@ -128,8 +128,13 @@ class Journal:
         bits = bits if bits is not None else outcomes(run, step, evaluation, self.sweep.questions)
         self.write(
             "eval",
-            **{"run_id": run.run_id, "attempt": attempt, "step": step, "eval_id": evaluation.eval_id()},
-            **{"task": evaluation.task, "n_questions": self.sweep.questions, "num_samples": evaluation.num_samples},
+            run_id=run.run_id,
+            attempt=attempt,
+            step=step,
+            eval_id=evaluation.eval_id(),
+            task=evaluation.task,
+            n_questions=self.sweep.questions,
+            num_samples=evaluation.num_samples,
             accuracy=bits.count("1") / len(bits) if bits else float("nan"),
             outcomes=bits,
             values={"completion_length": 20.0 + step, "truncated": 0.01, "seconds": 0.2},
@@ -171,7 +176,3 @@ def outcomes(run: Run, step: int, evaluation: Evaluation, questions: int) -> str
     correct[: round(p * n)] = 1
     rng.shuffle(correct)
     return "".join(map(str, correct))
-
-
-def line(kind: str, **fields: Any) -> bytes:
-    return encode(kind, fields)

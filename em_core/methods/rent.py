@@ -26,15 +26,12 @@ def weights(policy: Policy, rollout: Rollout, config: TrainingConfig) -> tuple[T
     size = 8  # completions scored at once; the mean of each one does not depend on it
     means = []
     for start in range(0, len(rollout.tokens), size):
-        part = rollout.rows(start, start + size)
+        part = rollout[start : start + size]
         (h,) = policy.completion_terms(part, lambda logits, _: (entropy(logits),))
         lengths = part.mask.sum(1)
         means += [row.mean() for row in h.split(lengths.tolist())]
     reward = -torch.stack(means)
-    texts = policy.tokenizer.batch_decode(
-        [c[m].tolist() for c, m in zip(rollout.completions, rollout.mask, strict=True)], skip_special_tokens=True
-    )
-    unparsable = torch.tensor([not has_answer(t) for t in texts], device=reward.device)
+    unparsable = torch.tensor([not has_answer(text) for text in policy.texts(rollout)], device=reward.device)
     reward = torch.where(unparsable, torch.full_like(reward, NO_ANSWER), reward)
     advantage = group_advantage(reward)
     return advantage, {"reward": reward.mean().item(), "unparsable": unparsable.float().mean().item()}

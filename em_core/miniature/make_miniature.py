@@ -39,7 +39,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, eos_token=EOS, padding_side="left", clean_up_tokenization_spaces=False,
-        model_max_length=128,
+        model_max_length=512,
     )  # fmt: skip
 
 
@@ -61,13 +61,13 @@ def main(folder: Path) -> None:
     tok = tokenizer()
     config = Qwen2Config(
         vocab_size=len(tok), hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=192, tie_word_embeddings=True, max_position_embeddings=128, use_cache=True,
+        intermediate_size=192, tie_word_embeddings=True, max_position_embeddings=512, use_cache=True,
         bos_token_id=None, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    ids = {token: i for token, i in tok.get_vocab().items()}
+    ids = tok.get_vocab()
     started = time.time()
     for step in range(STEPS):
         texts = [question_and_answer(rng) for _ in range(BATCH)]

@@ -1,0 +1,59 @@
+"""Which checkpoints of a run stay on disk. `step-N` folders are normal Hugging Face checkpoints, there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from em_core.config import Keep
+from em_core.journal import disk_faults
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in a run's folder."""
+    return run / f"step-{step}"
+
+
+class Keeper:
+    """Saves what `keep` (`none`, `last`, `all` or `best:K`) asks for as training goes on.
+
+    `best:K` keeps the K highest accuracies among evaluated steps, the earlier step where two are equal.
+    """
+
+    def __init__(self, folder: Path, keep: Keep, last_step: int, save: Callable[[Path], None]) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.last_step = last_step
+        self.save = save
+        self.kept: dict[int, float] = {}
+
+    def offer(self, step: int, accuracy: float | None) -> None:
+        """The weights after `step`, which was evaluated (`accuracy` is that of the first evaluation) or is the last one."""
+        if self.keep == "none" or (self.keep == "last" and step != self.last_step):
+            return
+        mine = -1.0 if accuracy is None else accuracy
+        if self.keep.startswith("best:") and len(self.kept) >= int(self.keep.removeprefix("best:")):
+            worst = min(self.kept, key=lambda s: (self.kept[s], -s))
+            if mine <= self.kept[worst]:
+                return
+            del self.kept[worst]
+            shutil.rmtree(step_folder(self.folder, worst))
+        self._write(step_folder(self.folder, step))
+        self.kept[step] = mine
+
+    def emit(self, emit: Callable[..., None]) -> None:
+        """The `checkpoint` records of what is left at the end; paths are relative to the sweep's folder."""
+        for step in sorted(self.kept):
+            path = step_folder(self.folder, step)
+            emit("checkpoint", step=step, path=os.path.relpath(path, self.folder.parent.parent))
+
+    def _write(self, target: Path) -> None:
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        with disk_faults(target):
+            part.mkdir(parents=True, exist_ok=True)
+            self.save(part)
+            if target.exists():  # an earlier attempt's
+                shutil.rmtree(target)
+            part.rename(target)

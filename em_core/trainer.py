@@ -1,0 +1,178 @@
+"""Training one run after another on base weights that are loaded once."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from em_core.checkpoints import Keeper, step_folder
+from em_core.config import METHODS as READS
+from em_core.config import Execution, Outcome, RunRequest, TrainingConfig
+from em_core.evaluation import Scorer
+from em_core.methods import METHODS, Method
+from em_core.model import Policy
+from em_core.models import model_key
+from em_core.noise import uniforms
+from em_core.rollout import Rollout, Sampling, sample
+
+Emit = Callable[..., None]
+"""`emit(kind, **fields)`, kind `metrics`, `eval` or `checkpoint`; the fields are those of docs/records.md."""
+
+
+class Trainer:
+    """Runs requests in turn. Equal requests give equal numbers on a CPU, whatever ran before.
+
+    The weights of one model stay loaded; a request for another replaces them.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        transformers.utils.logging.disable_progress_bar()
+        torch.set_num_threads(execution.threads)
+        if execution.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self.execution = execution
+        self.accelerator = Accelerator(cpu=execution.device == "cpu")
+        self.device = self.accelerator.device
+        if execution.device == "cuda" and self.device.type != "cuda":
+            raise RuntimeError("execution.device is cuda, but torch finds no GPU here")
+        self._loaded: tuple[object, Scorer] | None = None
+
+    def describe(self, config: TrainingConfig) -> dict[str, Any]:
+        """Where and how a run is computed, for its `run_start` record."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": name, "dtype": str(self._dtype(config)).removeprefix("torch."), "threads": self.execution.threads}
+
+    def run(self, request: RunRequest, emit: Emit) -> Outcome:
+        """Train and evaluate, or (mode `eval`) evaluate kept checkpoints.
+
+        Raises `UserError` or `ValueError` where prompt, model and task do not fit each other, `FileNotFoundError` where
+        a checkpoint to be evaluated is gone. A non-finite loss or gradient is no error: the outcome is `diverged`.
+        """
+        seconds = {"rollout_seconds": 0.0, "train_seconds": 0.0, "eval_seconds": 0.0}
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        scorer = self._scorer(request.config)
+        if request.mode == "eval":
+            status, steps, message = self._measure(request, scorer, emit, seconds)
+        else:
+            status, steps, message = self._train(request, scorer, emit, seconds)
+        return Outcome(status, steps, message, {**seconds, "peak_memory_mb": self._peak_memory_mb()})
+
+    def _train(self, request: RunRequest, scorer: Scorer, emit: Emit, seconds: dict[str, float]) -> tuple[Any, int, str]:
+        config, policy, method = request.config, scorer.policy, METHODS[request.config.method]
+        n, length = config.num_generations, config.max_completion_length
+        prompt = policy.encode(config.prompt, config.chat_template)
+        policy.check_length(prompt, length, "the prompt")
+        sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
+        base = policy.reference() if config.kl_coef > 0 and "kl_coef" in READS[config.method].reads else None
+        optimizer = torch.optim.AdamW(
+            list(policy.masters.values()), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True,
+        )  # fmt: skip
+        keeper = Keeper(Path(request.checkpoints), request.keep, config.max_steps, policy.save)
+
+        self._evaluate(request, scorer, 0, emit, seconds)
+        for step in range(1, config.max_steps + 1):
+            started = time.perf_counter()
+            draws = uniforms(request.seed, "rollout", step, range(n), length)
+            rollout = sample(policy.model, [prompt] * n, draws, length, sampling, policy.stop, policy.pad)
+            sampled = time.perf_counter()
+
+            values = self._gradient(method, policy, base, rollout, config)
+            limit = config.max_grad_norm or math.inf
+            values["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.masters.values(), limit).item()
+            finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+            if finite:
+                optimizer.step()
+                policy.refresh()
+            optimizer.zero_grad(set_to_none=True)
+
+            values |= {"rollout_seconds": sampled - started, "train_seconds": time.perf_counter() - sampled}
+            for name in ("rollout_seconds", "train_seconds"):
+                seconds[name] += values[name]
+            emit("metrics", step=step, values=values)
+            if not finite:
+                keeper.emit(emit)
+                return "diverged", step - 1, f"the loss or its gradient is not finite at step {step}"
+            accuracies = self._evaluate(request, scorer, step, emit, seconds)
+            if accuracies or step == config.max_steps:
+                keeper.offer(step, accuracies[0] if accuracies else None)
+        keeper.emit(emit)
+        return "completed", config.max_steps, ""
+
+    def _gradient(
+        self, method: Method, policy: Policy, base: Policy | None, rollout: Rollout, config: TrainingConfig
+    ) -> dict[str, float]:
+        """Adds the gradient of the step's loss, a mean over all its tokens whatever the micro-batches; returns metrics."""
+        lengths = rollout.mask.sum(1)
+        tokens = int(lengths.sum())
+        weights, values = method.weights(policy, rollout, config)
+        values |= {
+            "completion_length": tokens / len(lengths),
+            "truncated": 1 - rollout.ended.float().mean().item(),
+            "tokens": tokens,
+        }
+        sums: dict[str, float] = {}
+        size = self.execution.per_device_train_batch_size or len(lengths)
+        policy.model.train(self.execution.gradient_checkpointing)  # it works in train mode only; there is no dropout
+        for start in range(0, len(lengths), size):
+            rows = slice(start, start + size)
+            total, parts = method.loss(policy, base, rollout[rows], None if weights is None else weights[rows], config)
+            self.accelerator.backward(total / tokens)
+            for name, part in {"loss": total.detach(), **parts}.items():
+                sums[name] = sums.get(name, 0.0) + part.item()
+        policy.model.eval()
+        return {name: total / tokens for name, total in sums.items()} | values
+
+    def _measure(self, request: RunRequest, scorer: Scorer, emit: Emit, seconds: dict[str, float]) -> tuple[Any, int, str]:
+        """Evaluate each wanted step from the checkpoint that training kept; step 0 is the base model."""
+        for step in sorted({step for _, _, steps in request.evaluations for step in steps}):
+            if step > 0:
+                folder = step_folder(Path(request.checkpoints), step)
+                if not folder.is_dir():
+                    raise FileNotFoundError(f"{folder}: no checkpoint of step {step} was kept")
+                scorer.policy.load_weights(folder)
+            self._evaluate(request, scorer, step, emit, seconds)
+        return "completed", 0, ""
+
+    def _evaluate(self, request: RunRequest, scorer: Scorer, step: int, emit: Emit, seconds: dict[str, float]) -> list[float]:
+        """The accuracies of the evaluations that want this step, in the request's order."""
+        started = time.perf_counter()
+        wanted = [(eval_id, evaluation) for eval_id, evaluation, steps in request.evaluations if step in steps]
+        accuracies = [scorer.emit(eval_id, evaluation, request.seed, step, emit) for eval_id, evaluation in wanted]
+        seconds["eval_seconds"] += time.perf_counter() - started
+        return accuracies
+
+    def _scorer(self, config: TrainingConfig) -> Scorer:
+        """The policy, back at its base weights, and what is known of it."""
+        key = (model_key(config.model_name_or_path, config.model_revision), self._dtype(config))
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # frees the other model first
+            policy = Policy.load(config.model_name_or_path, config.model_revision, self.device, self._dtype(config))
+            if self.execution.gradient_checkpointing:
+                policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._loaded = (key, Scorer(policy, self.execution.per_device_eval_batch_size))
+        self._loaded[1].policy.restore()
+        return self._loaded[1]
+
+    def _dtype(self, config: TrainingConfig) -> torch.dtype:
+        if config.dtype == "auto":
+            bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return torch.bfloat16 if bf16 else torch.float32
+        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+    def _peak_memory_mb(self) -> float:
+        """Of this run on a GPU; of the process so far on a CPU (MiB)."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,152 @@
+"""The plant on a real two-node Slurm: submitted through submitit, judged by evidence, bit-equal to the local launcher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from em_core.journal import RunStatus, SweepDir, read_records
+from em_core.noop import STEP_SECONDS
+from launchers.base import Batch, JobState
+from launchers.slurm import SlurmLauncher, submitit_parameters
+from sweeps.observe import Observer
+from tests.cluster import SlurmCluster
+from tests.conftest import Emsweep
+from tests.test_kill import numbers
+
+SPEC = """
+name: plant
+base: {{model_name_or_path: miniature, prompt: plus, method: {method}, max_steps: 3, num_generations: 4, max_completion_length: 16}}
+axes:
+  learning_rate: [1.0e-4, 5.0e-4]
+  temperature: [0.3, 0.7]
+seeds: 3
+evaluate:
+  - {{tasks: [two_step_sums], steps: [0, 3], limit: 40}}
+resources: {{runs_per_job: 4, slots_per_job: 2, timeout_min: 5}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "plant.yaml").write_text(SPEC.format(method="noop"))
+    (tmp_path / "site.toml").write_text("poll_seconds = 1\n")
+    return tmp_path
+
+
+@pytest.mark.fast
+def test_resources_become_submitit_parameters() -> None:
+    resources = {"cpus_per_run": 2, "gpus_per_run": 1, "mem_gb": 1.5, "timeout_min": 30, "slurm_partition": "gpu", "slurm_qos": "high"}
+    said = submitit_parameters(Batch("t", ("j",), 4, resources, ("module load cuda",)))
+    chdir = said.pop("additional_parameters")["chdir"]
+    assert (Path(chdir) / "em_core").is_dir()
+    assert said == {
+        "job_name": "t",
+        "time": 30,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": 8,
+        "srun_args": ["--cpus-per-task=8"],
+        "mem": "6144MB",
+        "gpus_per_node": 4,
+        "setup": ["module load cuda"],
+        "partition": "gpu",
+        "qos": "high",
+    }
+
+
+@pytest.mark.fast
+def test_a_scheduler_that_fails_means_unknown_and_never_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("squeue", "sacct"):
+        path = tmp_path / program
+        path.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    launcher = SlurmLauncher(SweepDir(tmp_path, "s"))
+    assert launcher.states(["1_0", "1_1"]) == {"1_0": JobState.UNKNOWN, "1_1": JobState.UNKNOWN}
+    assert launcher.find("token", 2) is None
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_slurm_equals_local_bit_for_bit_with_the_real_trainer(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    (folder / "plant.yaml").write_text(SPEC.format(method="em"))
+    emsweep("run", "plant.yaml", "--launcher", "slurm", "--root", "on_slurm", "--db", "slurm.duckdb", env=slurm.env(), check=0)
+    emsweep("run", "plant.yaml", "--launcher", "local", "--root", "here", "--db", "here.duckdb", check=0)
+    here, there = numbers(folder / "here"), numbers(folder / "on_slurm")
+    assert len(here) == 12
+    assert here == there
+    nodes = emsweep("sql", "SELECT DISTINCT node FROM jobs ORDER BY 1", "--db", "slurm.duckdb", "--format", "csv", check=0).stdout
+    assert set(nodes.split()) <= {"node", "n1", "n2"}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_submit_returns_at_once_and_status_follows(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    env = {**slurm.env(), STEP_SECONDS: "0.3"}
+    said = emsweep("submit", "plant.yaml", env=env, check=0).stdout
+    assert "3 jobs submitted" in said
+    first = json.loads(emsweep("status", "plant", "--json", env=env, check=0).stdout)[0]
+    assert first["queued"] + first["running"] + first["completed"] == 12
+    assert "Nothing to submit" in emsweep("submit", "plant.yaml", env=env, check=0).stdout, "what is queued is not sent twice"
+    deadline = time.monotonic() + 120
+    while json.loads(emsweep("status", "plant", "--json", env=env).stdout)[0]["completed"] < 12:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    # The follow-up of a lost answer: an intent without `submitted` is found again by its token.
+    submissions = SweepDir(folder / "runs", "plant").submissions
+    kinds = [r["kind"] for r in read_records(submissions)]
+    assert kinds == ["intent", "submitted"]
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_lost_answer_of_sbatch_is_looked_up_by_its_token(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    env = {**slurm.env(), STEP_SECONDS: "0.5"}
+    emsweep("submit", "plant.yaml", env=env, check=0)
+    submissions = SweepDir(folder / "runs", "plant").submissions
+    submissions.write_bytes(submissions.read_bytes().splitlines(keepends=True)[0])
+    emsweep("run", "plant.yaml", "--launcher", "slurm", env=env, check=0)
+    assert [r["kind"] for r in read_records(submissions)] == ["intent", "submitted"]
+    tries = Observer(SweepDir(folder / "runs", "plant")).tries()
+    assert len(tries) == 3, "no job was submitted a second time"
+    assert sum(a.status is RunStatus.COMPLETED for t in tries for a in t.attempts) == 12
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_cancel_ends_the_jobs_on_slurm(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    env = {**slurm.env(), STEP_SECONDS: "5"}
+    emsweep("submit", "plant.yaml", env=env, check=0)
+    time.sleep(3)
+    emsweep("cancel", "plant", env=env, check=0)
+    deadline = time.monotonic() + 60
+    while subprocess.run(["squeue", "-h"], env=slurm.env(), capture_output=True, text=True, check=True).stdout.strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    emsweep("run", "plant.yaml", "--launcher", "slurm", env={**env, STEP_SECONDS: "0"}, check=0)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_refused_submission_is_one_line_and_leaves_nothing_waiting(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    refused = emsweep("run", "plant.yaml", "--launcher", "slurm", "--set", "resources.slurm_partition=nowhere", env=slurm.env(), check=1)
+    assert refused.stderr.count("\n") == 1
+    assert "partition" in refused.stderr
+    began = time.monotonic()
+    emsweep("run", "plant.yaml", "--launcher", "slurm", env=slurm.env(), check=0)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_never_trained_around(folder: Path, slurm: SlurmCluster, emsweep: Emsweep, tmp_path: Path) -> None:
+    (tmp_path / "dead.conf").write_text((slurm.dir / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1 #"))
+    said = emsweep("run", "plant.yaml", env={**slurm.env(), "SLURM_CONF": str(tmp_path / "dead.conf")})
+    assert said.returncode == 1
+    assert "--launcher local" in said.stderr
+    assert not (folder / "runs").exists()
