@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ class LocalLauncher:
                     stdin=subprocess.PIPE,
                     stdout=out,
                     stderr=out,
+                    env=os.environ | dict(batch.environment),
                     # Its own group: Ctrl-C in a terminal reaches `emsweep run` alone, which then stops its jobs in order.
                     start_new_session=True,
                 )

@@ -27,7 +27,7 @@ from typing import Any
 
 from em_core.config import Evaluation, Execution, RunRequest, TrainingConfig, steps_within
 from em_core.errors import EmsweepError, Fault
-from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, read_lines
+from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, read_job_try, read_lines
 from launchers import causes
 from launchers.snapshot import gpu_names, provenance
 
@@ -51,13 +51,17 @@ class Slot:
 
 @dataclass
 class Assignment:
-    """What the job was told so far. Follows an append-only file."""
+    """What the job was told so far. Follows an append-only file.
+
+    `finished` holds (run, mode) that an earlier try of the same job ended: a requeued job does only what is left.
+    """
 
     path: Path
     header: Record = field(default_factory=dict)
     configs: dict[str, TrainingConfig] = field(default_factory=dict)
     queue: deque[Record] = field(default_factory=deque)
     cancelled: set[str] = field(default_factory=set)
+    finished: set[tuple[str, str]] = field(default_factory=set)
     closed: bool = False
     stop: str = ""
     offset: int = 0
@@ -78,7 +82,7 @@ class Assignment:
                     self.header = record
                 case "config":
                     self.configs[record["config_id"]] = TrainingConfig(**record["training"])
-                case "run":
+                case "run" if (record["run_id"], record["mode"]) not in self.finished:
                     self.queue.append(record)
                 case "cancel":
                     self.cancelled.add(record["run_id"])
@@ -360,11 +364,11 @@ def slot_environment(index: int, header: Record) -> dict[str, str]:
 def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str | None = None) -> int:
     """Carry out one assignment in this process; returns the supervisor's exit code."""
     path = Path(assignment_path)
-    assignment = Assignment(path)
+    sweep = SweepDir(path.parent.parent.parent, path.parent.parent.name)
+    assignment = Assignment(path, finished=_finished_before(sweep, path.stem, try_))
     assignment.follow()
     if not assignment.header:
         raise Fault(f"{path} is no assignment: the folder of the runs is not what this node sees under that path")
-    sweep = SweepDir(path.parent.parent.parent, path.parent.parent.name)
     supervisor = Supervisor(assignment, sweep, try_, launcher, slurm_job_id)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -376,6 +380,13 @@ def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str 
     if launcher == "local":
         supervisor.watch_stdin()
     return supervisor.run()
+
+
+def _finished_before(sweep: SweepDir, job: str, try_: int) -> set[tuple[str, str]]:
+    """(run, mode) that earlier tries of this job brought to an outcome or to a failure."""
+    ended = {RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED}
+    earlier = [read_job_try(sweep.journal(job, t)) for t in range(try_)]
+    return {(a.run_id, a.mode) for t in earlier for a in t.attempts if a.status in ended}
 
 
 def main() -> None:

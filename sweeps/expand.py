@@ -11,19 +11,21 @@ import random as random_module
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from em_core.config import METHODS, Evaluation, Scalar, TrainingConfig, canonical, config_id, run_id, steps_within
 from em_core.errors import UserError
 from em_core.models import model_key, resolve_model
-from em_core.tasks import task_key
+from em_core.tasks import BUILT_IN, load_task, task_key
 from sweeps.prompts import resolve_prompt
-from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, unknown
+from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches, said_as, unknown
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
 EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
 MAX_RUNS = 2_000_000
+"""More is a slip of the pen, and would fill the memory before it is noticed."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,11 @@ def expand(spec: Spec) -> Expansion:
 
 def _expand(spec: Spec) -> Expansion:
     seeds = _seeds(spec)
-    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec)]
+    _refuse_double(spec)
+    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec, len(seeds))]
     points = _excluded(spec, points)
     if not points:
         raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
-    if len(points) * len(seeds) > MAX_RUNS:
-        raise SpecError(("axes",), f"the spec expands to {len(points) * len(seeds):,} runs; the limit is {MAX_RUNS:,}")
     _refuse_unread(spec, {fields["method"] for _, fields in points})
 
     find_prompt = _memo(lambda raw: resolve_prompt(raw, spec.document.path.parent))
@@ -93,16 +94,19 @@ def _expand(spec: Spec) -> Expansion:
 # -- points -----------------------------------------------------------------------------------------------------
 
 
-def _points(spec: Spec) -> Iterator[tuple[str | None, Fields]]:
+def _points(spec: Spec, seeds: int) -> Iterator[tuple[str | None, Fields]]:
     """(arm, field values) of every point, before links and defaults."""
     fixed = spec.overrides
     base = {k: _checked(k, v, ("base", k)) for k, v in spec.base.items()} | fixed
     axes = [_axis(name, raw, ("axes", name)) for name, raw in spec.axes.items() if name not in fixed]
     blocks = [_block(rows, ("zip", i)) for i, rows in enumerate(spec.zip)]
     blocks = [[{k: v for k, v in row.items() if k not in fixed} for row in rows] for rows in blocks]
-    _refuse_double(spec)
     outer = _with_random(axes + blocks, spec.random, set(fixed))
-    for arm, inner in _arms(spec):
+    arms = _arms(spec)
+    runs = seeds * sum(math.prod(map(len, (*outer, *inner))) for _, inner in arms)
+    if runs > MAX_RUNS:
+        raise SpecError(("axes",), f"the spec expands to {runs:,} runs; the limit is {MAX_RUNS:,}")
+    for arm, inner in arms:
         for rows in itertools.product(*(inner[:1]), *outer, *(inner[1:])):
             point = dict(base)
             for row in rows:
@@ -121,7 +125,7 @@ def _arms(spec: Spec) -> list[tuple[str | None, list[list[Fields]]]]:
         for field, raw in fields.items():
             if field in spec.overrides:
                 continue
-            if isinstance(raw, list) or _is_range(raw):
+            if isinstance(raw, list) or (isinstance(raw, dict) and field != "prompt"):
                 own.append(_axis(field, raw, ("arms", name, field)))
             else:
                 fixed[field] = _checked(field, raw, ("arms", name, field))
@@ -153,6 +157,8 @@ def _with_random(blocks: list[list[Fields]], draw: Random | None, fixed: set[str
     names = [n for n in draw.fields if n not in fixed]
     if not names:
         return blocks
+    if draw.count > MAX_RUNS:
+        raise SpecError(("random", "count"), f"{draw.count:,} points; the limit is {MAX_RUNS:,}")
     touched = [rows for rows in blocks if any(n in row for row in rows for n in names)]
     for rows in touched:
         for name in rows[0]:
@@ -199,25 +205,26 @@ def _draw(draw: Random, name: str, index: int) -> Any:
 # -- values -----------------------------------------------------------------------------------------------------
 
 
-def _is_range(raw: Any) -> bool:
-    return isinstance(raw, dict) and len(raw) == 1 and next(iter(raw)) in ("geomspace", "linspace", "range")
+SPACINGS = ("geomspace", "linspace", "range")
 
 
 def _values(name: str, raw: Any, path: Path_) -> list[Any]:
     """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
-    if _is_range(raw):
+    if name not in TrainingConfig.model_fields:
+        check_field(name, None, path)
+    if isinstance(raw, dict) and len(raw) == 1:
         raw = _spaced(name, raw, path)
     if not isinstance(raw, list):
-        check_field(name, None, path) if name not in TrainingConfig.model_fields else None
         hint = " (or {geomspace|linspace: [first, last, count]}, {range: [first, last, step]})"
         raise SpecError(path, f"an axis needs a list of values{hint}; a single value belongs under `base:`")
     if not raw:
-        check_field(name, None, path) if name not in TrainingConfig.model_fields else None
         raise SpecError(path, "an empty axis: no run has no value")
     values = [_checked(name, value, (*path, i)) for i, value in enumerate(raw)]
+    seen: set[str] = set()
     for i, value in enumerate(values):
-        if value in values[:i]:
-            raise SpecError((*path, i), f"{value!r} is in the axis twice")
+        if repr(value) in seen:
+            raise SpecError((*path, i), f"{said_as(value)} is in the axis twice")
+        seen.add(repr(value))
     return values
 
 
@@ -232,6 +239,8 @@ def _checked(name: str, value: Any, path: Path_) -> Any:
 def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
     """geomspace / linspace [first, last, count] and range [first, last, step], ends included."""
     [(kind, given)] = raw.items()
+    if kind not in SPACINGS:
+        raise SpecError(path, unknown("spacing", kind, SPACINGS))
     third = "step" if kind == "range" else "count"
     numbers = given if isinstance(given, list) else []
     if len(numbers) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
@@ -240,10 +249,14 @@ def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
     if kind == "range":
         if by == 0 or (last - first) / by < 0:
             raise SpecError(path, f"range [{first}, {last}, {by}] is empty: the step leads away from the last value")
+        if (last - first) / by >= MAX_RUNS:
+            raise SpecError(path, f"range [{first}, {last}, {by}] has too many values; the limit is {MAX_RUNS:,}")
         values = [first + i * by for i in range(math.floor((last - first) / by + 1e-9) + 1)]
     else:
         if not isinstance(by, int) or by < 1:
             raise SpecError(path, f"{kind} needs a count of at least 1, not {by!r}")
+        if by > MAX_RUNS:
+            raise SpecError(path, f"{by:,} values; the limit is {MAX_RUNS:,}")
         if kind == "geomspace" and (first <= 0 or last <= 0):
             raise SpecError(path, "geomspace needs a first and last value above 0")
         if kind == "geomspace":
@@ -263,14 +276,20 @@ def _seeds(spec: Spec) -> list[int]:
     if isinstance(spec.seeds, int):
         if spec.seeds < 1:
             raise SpecError(("seeds",), f"{spec.seeds} seeds: at least 1 is needed")
+        if spec.seeds > MAX_RUNS:
+            raise SpecError(
+                ("seeds",), f"{spec.seeds:,} seeds; the limit is {MAX_RUNS:,} (a single seed is a list: [{spec.seeds}])"
+            )
         return list(range(spec.seeds))
     if not spec.seeds:
         raise SpecError(("seeds",), "an empty list of seeds")
+    seen: set[int] = set()
     for i, seed in enumerate(spec.seeds):
         if seed < 0:
             raise SpecError(("seeds", i), f"seed {seed} is negative")
-        if seed in spec.seeds[:i]:
+        if seed in seen:
             raise SpecError(("seeds", i), f"seed {seed} is listed twice")
+        seen.add(seed)
     return list(spec.seeds)
 
 
@@ -294,25 +313,13 @@ def _resolved(spec: Spec, arm: str | None, fields: Fields) -> tuple[str | None, 
 def _excluded(spec: Spec, points: list[tuple[str | None, Fields]]) -> list[tuple[str | None, Fields]]:
     """The points without those that an exclude rule names; a rule that names none is a mistake."""
     for i, rule in enumerate(spec.exclude):
-        for name in rule:
-            if name != "arm" and name not in TrainingConfig.model_fields:
-                raise SpecError(("exclude", i, name), unknown("field", name, [*TrainingConfig.model_fields, "arm"]))
-        kept = [(arm, f) for arm, f in points if not _matches(rule, {**f, "arm": arm})]
-        if len(kept) == len(points) and not set(rule) & set(spec.overrides):
-            raise SpecError(("exclude", i), f"{rule} matches no point; exclude rules must match some")
+        check_rule(rule, ("exclude", i), spec.arms)
+        kept = [(arm, f) for arm, f in points if not matches(rule, {**f, "arm": arm})]
+        named = {*rule, *(spec.link.get(name) for name in rule)}
+        if len(kept) == len(points) and not named & set(spec.overrides):
+            raise SpecError(("exclude", i), f"{said_as(rule)} matches no point; exclude rules must match some")
         points = kept
     return points
-
-
-def _matches(rule: Fields, fields: Fields) -> bool:
-    def same(wanted: Any, value: Any) -> bool:
-        if isinstance(wanted, list):
-            return any(same(w, value) for w in wanted)
-        numbers = [v for v in (wanted, value) if isinstance(v, int | float) and not isinstance(v, bool)]
-        return math.isclose(*numbers, rel_tol=1e-9) if len(numbers) == 2 else bool(wanted == value)
-
-    defaults = TrainingConfig.model_fields
-    return all(same(w, fields.get(n, defaults[n].default if n in defaults else None)) for n, w in rule.items())
 
 
 def _refuse_double(spec: Spec) -> None:
@@ -328,6 +335,13 @@ def _refuse_double(spec: Spec) -> None:
             if name in seen:
                 raise SpecError((*path, name), f"`{name}` is already set under `{'.'.join(map(str, seen[name]))}`")
             seen[name] = path
+    for target, source in spec.link.items():
+        if source in spec.link:
+            raise SpecError(("link", target), f"`{source}` is a link itself: a link needs a field with a value of its own")
+    for name in spec.random.fields if spec.random else ():
+        if name in spec.link:
+            raise SpecError(("random", "fields", name), f"`{name}` is already set under `link`")
+        seen[name] = ("random", "fields")
     for arm, fields in spec.arms.items():
         for name in fields:
             if name in seen:
@@ -345,6 +359,7 @@ def _refuse_unread(spec: Spec, methods: set[str]) -> None:
     sources += [(("arms", name), fields) for name, fields in spec.arms.items()]
     if spec.random:
         sources.append((("random", "fields"), spec.random.fields))
+    sources.append(((), [name for name in spec.overrides if name != "seeds"]))
     for path, names in sources:
         for name in names:
             if name in TrainingConfig.model_fields and name not in read:
@@ -368,9 +383,11 @@ def _config(
         raise SpecError(_source(spec, "prompt"), str(error)) from None
     try:
         key = find_model((values["model_name_or_path"], values.get("model_revision")))
+        folder = resolve_model(values["model_name_or_path"])
     except UserError as error:
         raise SpecError(_source(spec, "model_name_or_path"), str(error)) from None
-    folder = resolve_model(values["model_name_or_path"])
+    except OSError as error:
+        raise SpecError(_source(spec, "model_name_or_path"), f"the model cannot be read: {error.strerror}") from None
     if folder is not None and values["model_name_or_path"] != "miniature":
         values["model_name_or_path"] = str(folder)
     training = TrainingConfig(**values)
@@ -382,7 +399,9 @@ def _model(name: str, revision: str | None) -> str:
 
 
 def _source(spec: Spec, name: str) -> Path_:
-    """Where the document sets a field, for a message."""
+    """Where the document, or the command line, sets a field, for a message."""
+    if name in spec.overrides:
+        return (name,)
     for path, names in ((("axes",), spec.axes), *((("zip", i), b) for i, b in enumerate(spec.zip))):
         if name in names:
             return (*path, name)
@@ -394,6 +413,8 @@ def _source(spec: Spec, name: str) -> Path_:
 
 def _evaluations(spec: Spec, longest: int) -> tuple[EvaluationSteps, ...]:
     """Measurements, one per task and temperature, with the union of their steps."""
+    if spec.keep.startswith("best") and not spec.evaluate:
+        raise SpecError(("keep",), f"{spec.keep} needs an evaluation to compare by: say what under `evaluate:`")
     steps: dict[str, set[int | Literal["last"]]] = {}
     found: dict[str, Evaluation] = {}
     for i, entry in enumerate(spec.evaluate):
@@ -413,10 +434,10 @@ def _evaluations(spec: Spec, longest: int) -> tuple[EvaluationSteps, ...]:
 
 def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_) -> Evaluation:
     name = task.file if isinstance(task, TaskFile) else task
-    if name.endswith(".jsonl"):
-        name = str((spec.document.path.parent / name).resolve())
+    if isinstance(task, TaskFile) or (name not in BUILT_IN and ("/" in name or name.endswith(".jsonl"))):
+        name = str((spec.document.path.parent / Path(name).expanduser()).resolve())
     try:
-        return Evaluation(
+        evaluation = Evaluation(
             task=name,
             task_key=task_key(name),
             question_field=task.question if isinstance(task, TaskFile) else None,
@@ -424,10 +445,12 @@ def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperat
             temperature=temperature,
             **{k: getattr(entry, k) for k in ("top_p", "num_samples", "max_completion_length", "limit")},
         )
+        load_task(evaluation)
     except UserError as error:
         raise SpecError(path, str(error)) from None
-    except ValueError:
-        raise SpecError((*path[:2], "temperature"), f"{temperature!r} must be greater than or equal to 0") from None
+    except (OSError, ValueError) as error:
+        raise SpecError(path, f"task file {name!r} cannot be read: {str(error).splitlines()[0]}") from None
+    return evaluation
 
 
 def _memo(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

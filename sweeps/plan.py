@@ -106,7 +106,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     seconds = expected_seconds(sweep, configs, spec, launcher)
     todo = todo_of(view, retrain)
     jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
-    memory = dict(price.memory(expansion.configs, spec.execution, spec.resources_for({}).gpu))
+    memory = price.memory(expansion.configs, spec)
     plan = Plan(
         sweep=expansion.sweep,
         launcher=launcher,
@@ -205,7 +205,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     )
     if plan.collapsed:
         console.print(
-            f"  {plan.collapsed:,} points differ only in fields their method does not read: one config each", soft_wrap=True
+            f"  {plan.collapsed:,} points repeat a config: they differ only in fields their method does not read, or not at all",
+            soft_wrap=True,
         )
     if plan.diverged:
         console.print(f"  {plan.diverged:,} of the done runs diverged (non-finite loss)", soft_wrap=True)

@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from em_core.config import Execution, TrainingConfig, steps_within
-from em_core.errors import UserError
+from em_core.config import TrainingConfig, steps_within
 from em_core.journal import RunStatus, SweepDir, read_job_try, sweeps_under
 from em_core.models import memory_estimate, param_count
 from em_core.tasks import load_task
 from sweeps.expand import Config
 from sweeps.manifest import Manifest, read_manifest
+from sweeps.spec import Spec, unknown
+from sweeps.yamlfile import SpecError
 
 GPU_GIB = {
     "v100-16gb": 16, "v100-32gb": 32, "a100-40gb": 40, "a100-80gb": 80, "h100-80gb": 80, "h100-94gb": 94, "h200-141gb": 140,
@@ -92,31 +93,43 @@ def bytes_per_run(manifest: Manifest, config: TrainingConfig) -> int:
     return total
 
 
-def memory(configs: Iterable[Config], execution: Execution, gpu: str | None) -> list[tuple[str, dict[str, float] | None]]:
-    """(model, GiB by part) of every model of the sweep; None where its size cannot be known here.
+def memory(configs: Iterable[Config], spec: Spec) -> dict[str, dict[str, float] | None]:
+    """GiB by part of the largest run of every model of the sweep; None where its size cannot be known here.
 
-    Raises `UserError` when the spec names a GPU that is unknown or too small for a run.
+    Raises `UserError` when a run meets a GPU (named by the rule of `resources` that is its own) too small for it.
     """
-    if gpu is not None and gpu not in GPU_GIB:
-        raise UserError(f"resources.gpu: unknown GPU `{gpu}`; known: {', '.join(GPU_GIB)}")
+    try:
+        return _memory(configs, spec)
+    except SpecError as mistake:
+        raise spec.document.error(mistake) from None
+
+
+def _memory(configs: Iterable[Config], spec: Spec) -> dict[str, dict[str, float] | None]:
+    where = ("resources", "gpu")
+    for rule in spec.rules:
+        if rule.gpu is not None and rule.gpu not in GPU_GIB:
+            raise SpecError(where, unknown("GPU", rule.gpu, GPU_GIB))
+    shapes = {}
+    for c in configs:
+        t = c.training
+        if t.method != "noop":
+            gpu = spec.resources_for(t.model_dump() | {"prompt": c.prompt_name}).gpu
+            size = (t.num_generations, t.max_completion_length, t.dtype, len(t.prompt))
+            shapes[t.model_name_or_path, t.model_revision, *size, gpu] = t, gpu
     worst: dict[str, dict[str, float] | None] = {}
-    shapes = {
-        (t.model_name_or_path, t.model_revision, t.num_generations, t.max_completion_length, t.dtype, len(t.prompt)): t
-        for t in (c.training for c in configs)
-        if t.method != "noop"
-    }
-    for t in shapes.values():
-        estimate = memory_estimate(t.model_name_or_path, t.model_revision, t, execution)
-        known = worst.get(t.model_name_or_path)
-        if known is None or (estimate and estimate["device"] > known["device"]):
-            worst[t.model_name_or_path] = estimate
-    for model, estimate in worst.items():
+    for t, gpu in shapes.values():
+        model = t.model_name_or_path
+        estimate = memory_estimate(model, t.model_revision, t, spec.execution)
         if gpu is not None and estimate is not None and estimate["device"] > GPU_GIB[gpu]:
-            raise UserError(
+            raise SpecError(
+                where,
                 f"{model} needs about {estimate['device']:.0f} GiB on the GPU and a {gpu} has {GPU_GIB[gpu]}: "
-                "use a larger GPU, gradient_checkpointing, or a smaller per_device_train_batch_size"
+                "use a larger GPU, gradient_checkpointing, or a smaller per_device_train_batch_size",
             )
-    return list(worst.items())
+        known = worst.get(model)
+        if known is None or (estimate and estimate["device"] > known["device"]):
+            worst[model] = estimate
+    return worst
 
 
 def varied_fields(configs: Sequence[Config]) -> list[str]:

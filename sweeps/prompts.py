@@ -22,25 +22,39 @@ def resolve_prompt(raw: Any, folder: Path) -> tuple[str, str]:
         if raw in PROMPTS:
             return raw, PROMPTS[raw]
         raise UserError(f"{unknown('prompt', raw, PROMPTS)} (a text of your own: {{text: ...}}; from a file: {{file: ...}})")
-    if set(raw) == {"text"} and isinstance(raw["text"], str) and raw["text"]:
+    if isinstance(raw, dict) and set(raw) == {"text"} and isinstance(raw["text"], str) and raw["text"]:
         return raw["text"][:40], raw["text"]
-    if "file" not in raw or not set(raw) <= {"file", "column", "row"}:
+    if not isinstance(raw, dict) or "file" not in raw or not set(raw) <= {"file", "column", "row"}:
         raise UserError("a prompt is a name, {text: ...} or {file: ..., column: prompt, row: 0}")
-    path = (folder / str(raw["file"])).resolve()
     column, row = raw.get("column", "prompt"), raw.get("row", 0)
+    for key, value in (("file", raw["file"]), ("column", column)):
+        if not isinstance(value, str) or not value:
+            raise UserError(f"the prompt's {key} is not a name: {value!r}")
+    if not isinstance(row, int) or isinstance(row, bool) or row < 0:
+        raise UserError(f"row {row!r} is not a row number (0 is the first)")
+    path = (folder / Path(raw["file"]).expanduser()).resolve()
     if not path.is_file():
         raise UserError(f"prompt file {path} does not exist")
-    if not isinstance(row, int) or row < 0:
-        raise UserError(f"row {row!r} is not a row number (0 is the first)")
     name = f"{path.stem}#{row}"
     if path.suffix not in (".parquet", ".jsonl", ".csv"):
-        return path.stem, path.read_text(encoding="utf-8").strip("\n")
+        return path.stem, _whole(path)
     rows = _rows(path)
     if row >= len(rows):
         raise UserError(f"{path} has {len(rows)} rows; there is no row {row}")
     if column not in rows[row]:
         raise UserError(f"{path} has no column `{column}`; it has {', '.join(map(str, rows[row]))}")
     return name, _text(rows[row][column], path, column)
+
+
+def _whole(path: Path) -> str:
+    """A text file, without the line ends around it."""
+    try:
+        text = path.read_text(encoding="utf-8").strip("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not text:
+        raise UserError(f"prompt file {path} is empty")
+    return text
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -53,9 +67,20 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         with open(path, encoding="utf-8", newline="") as f:
             if path.suffix == ".csv":
                 return list(csv.DictReader(f))
-            return [json.loads(line) for line in f if line.strip()]
-    except (OSError, ValueError) as error:
+            rows = [_json(line, number) for number, line in enumerate(f, 1) if line.strip()]
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    return rows
+
+
+def _json(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is not a JSON object")
+    return row
 
 
 def _text(value: Any, path: Path, column: str) -> str:

@@ -6,21 +6,27 @@ Precedence: site < spec < command line. Every mistake is one line with the YAML 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import math
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from em_core.config import METHODS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
+LONGEST_NAME = 160
+"""Characters of a sweep's name: it is a folder, and part of the names of jobs and pages."""
 Steps = list[Annotated[int, Field(ge=0)] | Literal["last"]]
+Heat = Annotated[float, Field(ge=0)]
 
 
 class TaskFile(Strict):
@@ -36,10 +42,12 @@ class EvaluateEntry(Strict):
 
     tasks: list[str | TaskFile] = Field(min_length=1, description="Built-in tasks by name, or jsonl files.")
     steps: Steps = Field(
-        ["last"], min_length=1, description="Optimizer updates after which to measure; 0: the base model; `last`."
+        ["last"], min_length=1, description="When to measure (optimizer updates; 0: the base model; `last`: the end)."
     )
-    temperature: float | list[float] = Field(0.0, description="Sampling temperature or temperatures (0: greedy).")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
+    temperature: Heat | Annotated[list[Heat], Field(min_length=1)] = Field(
+        0.0, description="Sampling temperature or temperatures (dimensionless; 0: greedy)."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass kept (0 < p <= 1).")
     num_samples: int = Field(1, ge=1, description="Answers per question (count).")
     max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
     limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
@@ -58,7 +66,7 @@ class Resources(BaseModel):
     mem_gb: float | None = Field(None, gt=0, description="Host memory per run (GB; none: the cluster's default).")
     timeout_min: int = Field(60, ge=1, description="Wall-clock limit of a job (minutes).")
     slots_per_job: int = Field(1, ge=1, description="Runs side by side in one Slurm job (count; an 8-GPU node: 8).")
-    runs_per_job: int | Literal["auto"] = Field(
+    runs_per_job: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Runs in one Slurm job (count; auto: as many as fill job_minutes)."
     )
     job_minutes: float = Field(30, gt=0, description="How long a job should last when runs_per_job is auto (minutes).")
@@ -66,19 +74,12 @@ class Resources(BaseModel):
         None, description="The GPU the runs will meet (h100-80gb, a100-40gb, ...): the plan refuses what cannot fit."
     )
 
-    @model_validator(mode="after")
-    def _only_slurm_extras(self) -> Resources:
-        for name in self.model_extra or {}:
-            if not name.startswith("slurm_"):
-                raise ValueError(unknown("resource", name, Resources.model_fields))
-        return self
-
 
 class Random(Strict):
     """Points drawn from distributions. They stand beside the values of the axes they name, and multiply the others."""
 
     count: int = Field(ge=1, description="Points to draw (count). More later keeps the earlier ones.")
-    seed: int = Field(0, ge=0, description="Seed of the draws.")
+    seed: int = Field(0, ge=0, description="Seed of the draws (any number).")
     fields: dict[str, dict[str, list[Any]]] = Field(
         min_length=1,
         description="Field: {uniform: [low, high]}, {loguniform: [low, high]}, {randint: [low, high]} or {choice: [...]}.",
@@ -127,16 +128,21 @@ class Spec(Strict):
 
     @property
     def sweep(self) -> str:
-        """The sweep's name: the spec's, and the overrides that change what is trained."""
+        """The sweep's name: the spec's, and the overrides that change what is trained. Too long a name ends in a hash."""
         parts = [f"{k}={re.sub(r'[^A-Za-z0-9_.-]+', '-', str(v)).strip('-')}" for k, v in sorted(self._overrides.items())]
-        return "+".join([self.name, *parts])[:200]
+        name = "+".join([self.name, *parts])
+        if len(name) <= LONGEST_NAME:
+            return name
+        return name[: LONGEST_NAME - 9] + "-" + hashlib.sha256(repr(sorted(self._overrides.items())).encode()).hexdigest()[:8]
 
     def resources_for(self, fields: Mapping[str, Any]) -> Resources:
-        """The first rule whose `when` matches. The last rule (or the only one) should have none."""
-        for rule in self._rules:
-            if all(fields.get(k) == v for k, v in rule.when.items()):
-                return rule
-        return self._rules[-1]
+        """The first rule whose `when` matches; the last one has none."""
+        return next((rule for rule in self._rules if matches(rule.when, fields)), self._rules[-1])
+
+    @property
+    def rules(self) -> tuple[Resources, ...]:
+        """Resources over the site's defaults, in order; all but the last have a `when`."""
+        return self._rules
 
 
 class Site(Strict):
@@ -164,11 +170,14 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None) ->
     document = read_document(path)
     data = dict(document.data)
     overrides: dict[str, Any] = {}
+    keys = []
     for item in sets:
         key, equals, value = item.partition("=")
-        if not equals or not key:
+        if not equals or not key.strip():
             raise UserError(f"--set {item}: write KEY=VALUE")
-        _override(key.strip(), read_scalar(value), data, overrides)
+        keys.append(key.strip())
+        _override(keys[-1], read_scalar(value), data, overrides)
+    document = replace(document, overridden=frozenset(tuple(k.split(".", 1)) for k in keys))
     try:
         spec = _validated(Spec, data)
         rules = _resource_rules(spec, site or Site())
@@ -187,13 +196,21 @@ def load_site(beside: Path) -> Site:
     for path in candidates:
         if path.is_file():
             try:
-                return _validated(Site, tomllib.loads(path.read_text()))
+                site = _validated(Site, tomllib.loads(path.read_text(encoding="utf-8")))
+                if "when" in site.resources:
+                    raise SpecError(("resources", "when"), "belongs to a spec")
+                _resources({}, site.resources, ("resources",))
+                return site
+            except UnicodeDecodeError:
+                raise UserError(f"{path}: is not UTF-8 text") from None
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
             except tomllib.TOMLDecodeError as error:
                 raise UserError(f"{path}: not valid TOML: {error}") from None
             except SpecError as mistake:
                 raise UserError(f"{path}: {'.'.join(map(str, mistake.path))}: {mistake.message}") from None
     if said:
-        raise UserError(f"EMSWEEP_SITE={said}: no such file")
+        raise UserError(f"EMSWEEP_SITE={said}: is no file")
     return Site()
 
 
@@ -225,14 +242,40 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     """`unknown field `lerning_rate`; did you mean `learning_rate`?`"""
     names = list(valid)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names)}"
+    hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
     return f"unknown {what} `{name}`; {hint}"
+
+
+def matches(rule: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """True where every field of the rule agrees: numbers by closeness, a list as any of, absent fields by their default."""
+
+    def same(wanted: Any, value: Any) -> bool:
+        if isinstance(wanted, list):
+            return any(same(w, value) for w in wanted)
+        numbers = [v for v in (wanted, value) if isinstance(v, int | float) and not isinstance(v, bool)]
+        return math.isclose(*numbers, rel_tol=1e-9) if len(numbers) == 2 else bool(wanted == value)
+
+    defaults = TrainingConfig.model_fields
+    return all(same(w, fields.get(n, defaults[n].default if n in defaults else None)) for n, w in rule.items())
+
+
+def check_rule(rule: Mapping[str, Any], path: Path_, arms: Iterable[str] | None = None) -> None:
+    """Refuse a rule (of `exclude` or `when`) that could never match; `arms` are those it may name, None: it may not."""
+    if not rule:
+        raise SpecError(path, "an empty rule is for everything")
+    for name, wanted in rule.items():
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if name == "arm" and arms is not None:
+                if value not in arms:
+                    raise SpecError((*path, name), unknown("arm", value, arms))
+            elif name != "prompt":
+                check_field(name, value, (*path, name))
 
 
 def complaint(error: Any) -> str:
     """One pydantic error in a person's words."""
-    value, kind, context = error.get("input"), error["type"], error.get("ctx", {})
-    said = repr(value) if not isinstance(value, dict | list) or len(repr(value)) < 60 else type(value).__name__
+    kind, context = error["type"], error.get("ctx", {})
+    said = said_as(error.get("input"))
     match kind:
         case "float_type" | "float_parsing":
             return f"{said} is not a number"
@@ -250,8 +293,10 @@ def complaint(error: Any) -> str:
             return f"{said} is not finite"
         case "missing":
             return "is missing"
-        case "value_error":
-            return str(context.get("error", error["msg"]))
+        case "too_short" | "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"is longer than {context['max_length']} characters"
         case "string_pattern_mismatch":
             return f"{said} does not have the form {context['pattern']}"
         case _:
@@ -259,34 +304,56 @@ def complaint(error: Any) -> str:
             return f"{said} must be {text}" if error["msg"].startswith("Input should be") else f"{said}: {error['msg']}"
 
 
+def said_as(value: Any) -> str:
+    """A value as it was written in YAML, shortened."""
+    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+FORMS = {
+    "name": "is not a name: letters, digits, `_`, `.`, `-`; never a path",
+    "keep": "must be none, last, all or best:K with K of at least 1",
+}
+
+
 def _validated(model: type[M], data: Any) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as failure:
         errors = failure.errors()
-        # An unknown key explains a missing one (a typo), so it comes first.
-        error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-        path = tuple(p for p in error["loc"] if not _union_branch(p))
+        # An unknown key explains a missing one (a typo), so it comes first; of a union's branches the deepest knows most.
+        rivals = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
+        error = next(
+            (e for e in errors if e["type"] == "extra_forbidden"),
+            max(rivals, key=lambda e: (len(_place(data, e)), e["type"] == "too_short")),
+        )
+        path = _place(data, error)
         if error["type"] == "extra_forbidden":
             raise SpecError(path, _unknown_key(model, path)) from None
-        if path == ("name",) and error["type"] == "string_pattern_mismatch":
-            raise SpecError(path, f"{error['input']!r} is not a name: letters, digits, `_`, `.`, `-`; never a path") from None
-        raise SpecError(path, complaint(error)) from None
+        if error["type"] == "string_pattern_mismatch" and path[0] in FORMS:
+            raise SpecError(path, f"{said_as(error['input'])} {FORMS[str(path[0])]}") from None
+        words = [
+            e["ctx"]["expected"] for e in rivals if e["type"] == "literal_error" and e is not error and _place(data, e) == path
+        ]
+        raise SpecError(path, " or ".join([complaint(error), *words])) from None
 
 
-def _union_branch(part: str | int) -> bool:
-    """Pydantic puts the branch of a union into the location; it is no key of the document."""
-    return isinstance(part, str) and (part in ("int", "float", "str", "TaskFile") or "[" in part)
+def _place(data: Any, error: Any) -> Path_:
+    """Where the document has an error: pydantic's location without the branches of unions, which are no keys of it."""
+    path: Path_ = ()
+    for part in error["loc"]:
+        known = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if known:
+            path, data = (*path, part), data[part]
+    return (*path, error["loc"][-1]) if error["type"] == "missing" else path
 
 
 def _unknown_key(model: type[BaseModel], path: Path_) -> str:
     """Message for an unknown key: near names among the siblings at that place."""
     name = str(path[-1])
-    siblings: Iterable[str] = model.model_fields
-    if len(path) > 1:
-        inner: dict[str, type[BaseModel]] = {"evaluate": EvaluateEntry, "execution": Execution, "random": Random}
-        siblings = inner.get(str(path[0]), Resources).model_fields
-    elif name in TrainingConfig.model_fields:
+    inner: dict[str, type[BaseModel]] = {"tasks": TaskFile, "evaluate": EvaluateEntry, "execution": Execution, "random": Random}
+    siblings = next((m for part, m in inner.items() if part in path[:-1]), model).model_fields
+    if model is Spec and len(path) == 1 and name in TrainingConfig.model_fields:
         return f"`{name}` is a training field: put it under `base:` or `axes:`"
     return unknown("key", name, siblings)
 
@@ -304,8 +371,8 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
         data[key] = value
     elif key.split(".")[0] in ("execution", "resources") and "." in key:
         section, name = key.split(".", 1)
-        if isinstance(data.get(section, {}), list):
-            raise UserError(f"--set {key}: this spec's resources are a list of rules; edit the spec")
+        if not isinstance(data.get(section, {}), dict):
+            raise UserError(f"--set {key}: this spec's `{section}` is no mapping; edit the spec")
         data[section] = {**data.get(section, {}), name: value}
     else:
         known = [*TrainingConfig.model_fields, "seeds", "keep", *(f"execution.{f}" for f in Execution.model_fields)]
@@ -313,21 +380,32 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
 
 
 def _resource_rules(spec: Spec, site: Site) -> tuple[Resources, ...]:
-    """The spec's rules over the site's defaults."""
+    """The spec's rules over the site's defaults. All but the last have a `when`, or some could never be reached."""
     defaults = dict(site.resources)
     for name in ("partition", "account", "qos"):
         if getattr(site, name) is not None:
             defaults[f"slurm_{name}"] = getattr(site, name)
-    said = spec.resources if isinstance(spec.resources, list) else [spec.resources]
-    rules = []
-    for i, rule in enumerate(said or [{}]):
-        where: Path_ = ("resources", i) if isinstance(spec.resources, list) else ("resources",)
-        try:
-            rules.append(Resources(**{**defaults, **rule}))
-        except ValidationError as failure:
-            error = failure.errors()[0]
-            raise SpecError((*where, *error["loc"][:1]), complaint(error)) from None
-        for name in rules[-1].when:
-            if name not in TrainingConfig.model_fields:
-                raise SpecError((*where, "when", name), unknown("field", name, TrainingConfig.model_fields))
-    return tuple(rules)
+    if not isinstance(spec.resources, list):
+        if "when" in spec.resources:
+            raise SpecError(("resources", "when"), "belongs to a list of rules, whose last is for all others and has none")
+        return (_resources(defaults, spec.resources, ("resources",)),)
+    said = spec.resources or [{}]
+    for i, rule in enumerate(said):
+        if ("when" in rule) != (i < len(said) - 1):
+            raise SpecError(("resources", i), "all rules but the last need a `when`; the last is for all others and has none")
+    return tuple(_resources(defaults, rule, ("resources", i)) for i, rule in enumerate(said))
+
+
+def _resources(defaults: Mapping[str, Any], said: Mapping[str, Any], path: Path_) -> Resources:
+    """One rule. Raises `SpecError` for an unknown name, a wrong value, or a `when` that could never match."""
+    for name in said:
+        if name not in Resources.model_fields and not name.startswith("slurm_"):
+            raise SpecError((*path, name), unknown("resource", name, Resources.model_fields))
+    try:
+        rule = Resources(**{**defaults, **said})
+    except ValidationError as failure:
+        error = failure.errors()[0]
+        raise SpecError((*path, *error["loc"][:1]), complaint(error)) from None
+    if "when" in said:
+        check_rule(rule.when, (*path, "when"))
+    return rule

@@ -10,6 +10,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from em_core.errors import UserError
 
@@ -27,17 +29,25 @@ class SpecError(Exception):
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML mapping: plain Python data, and the tree that still knows its lines."""
+    """A YAML mapping: plain Python data, and the tree that still knows its lines.
+
+    `overridden` are the places that the command line set: a mistake there is none of the file's.
+    """
 
     path: Path
     text: str
     data: dict[str, Any]
     tree: CommentedMap
+    overridden: frozenset[Path_] = frozenset()
 
     def error(self, mistake: SpecError) -> UserError:
-        """`file:line: what.is.wrong: message`."""
+        """`file:line: what.is.wrong: message`, or `--set what.is.wrong: message`."""
         place = ".".join(str(p) for p in mistake.path)
-        return UserError(f"{self.path}:{self.line(mistake.path)}: {place + ': ' if place else ''}{mistake.message}")
+        said = f"{place}: {mistake.message}" if place else mistake.message
+        said = " ".join(said.split("\n"))  # a key may hold a line end; a mistake stays one line
+        if any(mistake.path[: len(o)] == o for o in self.overridden):
+            return UserError(f"--set {said}")
+        return UserError(f"{self.path}:{self.line(mistake.path)}: {said}")
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line (1-based) of the deepest part of `path` that is in the document."""
@@ -45,7 +55,8 @@ class Document:
         line = 1
         for part in path:
             if isinstance(node, CommentedMap) and part in node:
-                line = node.lc.key(part)[0] + 1
+                if part in (node.lc.data or ()):  # a merged key (`<<`) has no line of its own
+                    line = node.lc.key(part)[0] + 1
             elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
                 line = node.lc.item(part)[0] + 1
             else:
@@ -62,46 +73,79 @@ def read_document(path: Path) -> Document:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a directory, not a spec") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{error.object.count(10, 0, error.start) + 1}: is not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = " ".join(str(error.problem or error.context or "cannot be read").split())
-        raise UserError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {what}") from None
+        raise UserError(f"{path}:{_yaml_complaint(error)}") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{path}:{line}: not valid YAML: the character {error.character:#x} is not allowed") from None
     except (YAMLError, ValueError) as error:
         raise UserError(f"{path}:1: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError(f"{path}:1: {_TOO_DEEP}") from None
     if tree is None:
         raise UserError(f"{path}:1: the file is empty; a spec needs at least `name`, `base` and `seeds`")
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path}:1: a spec is a mapping of keys to values, not {_kind(tree)}")
-    return Document(path, text, plain(tree), tree)
+    document = Document(path, text, {}, tree)
+    try:
+        document.data.update(plain(tree))
+    except SpecError as mistake:
+        raise document.error(mistake) from None
+    except RecursionError:
+        raise UserError(f"{path}:1: {_TOO_DEEP}") from None
+    return document
+
+
+_TOO_DEEP = "nested too deeply, or an alias that contains itself"
 
 
 def read_scalar(text: str) -> Any:
     """A value typed on the command line, read as YAML (`1e-3` is a number, `[1, 2]` a list). Raises `UserError`."""
     try:
         return plain(YAML(typ="rt").load(text))
-    except (YAMLError, ValueError):
+    except (YAMLError, ValueError, SpecError, RecursionError):
         raise UserError(f"--set: {text!r} is not a value") from None
 
 
-def plain(node: Any) -> Any:
-    """The same data without ruamel's types."""
+def plain(node: Any, path: Path_ = ()) -> Any:
+    """The same data without ruamel's types. Raises `SpecError` for what YAML can say and a spec cannot."""
     if isinstance(node, dict):
-        return {plain(k): plain(v) for k, v in node.items()}
+        for key in node:
+            if not isinstance(key, str):
+                raise SpecError((*path, key), "keys are words; put this one into quotes if it is meant")
+        return {str(k): plain(v, (*path, str(k))) for k, v in node.items()}
     if isinstance(node, list):
-        return [plain(v) for v in node]
+        return [plain(v, (*path, i)) for i, v in enumerate(node)]
     if isinstance(node, bool) or node is None:
         return node
+    if isinstance(node, ScalarBoolean):  # a boolean with an anchor
+        return bool(node)
+    if isinstance(node, int) and abs(node) >= 2**63:
+        raise SpecError(path, "the number is too large (64 bits)")
     for kind in (int, float, str):
         if isinstance(node, kind):
             return kind(node)
-    return node
+    raise SpecError(path, "a date, a set or a tag is no value here; text goes into quotes")
+
+
+def _yaml_complaint(error: MarkedYAMLError) -> str:
+    """`line: not valid YAML: what is wrong`. A quote or bracket that is never closed is shown where it opens."""
+    problem, context = str(error.problem or ""), str(error.context or "")
+    mark = error.problem_mark or error.context_mark
+    if "end of stream" in problem and error.context_mark:
+        mark = error.context_mark
+        problem = f"{context}, {problem}"
+    if problem.startswith("but "):
+        problem = f"{context}, {problem}"
+    return f"{mark.line + 1 if mark else 1}: not valid YAML: {' '.join((problem or context).split())}"
 
 
 def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else f"{type(plain(value)).__name__} {plain(value)!r}"
+    text = " ".join(str(value).split())
+    return "a list" if isinstance(value, list) else f"`{text if len(text) < 60 else text[:57] + '...'}`"

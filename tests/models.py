@@ -12,6 +12,7 @@ from em_core.model import Policy
 from em_core.prompts import PROMPTS
 from em_core.trainer import Trainer
 
+torch.set_num_threads(1)  # these models are too small for more
 CPU = Execution(device="cpu")
 SUMS = Evaluation(task="two_step_sums", task_key="two_step_sums@1", limit=40)
 
@@ -46,9 +47,7 @@ class Records(list[tuple[str, dict[str, Any]]]):
 
     def timeless(self) -> list[tuple[str, Any]]:
         """Everything but the clock's readings."""
-        return [
-            (kind, {**f, "values": {k: v for k, v in f.get("values", {}).items() if "seconds" not in k}}) for kind, f in self
-        ]
+        return [(kind, {**f, "values": {k: v for k, v in f.get("values", {}).items() if "seconds" not in k}}) for kind, f in self]
 
 
 def run(trainer: Trainer, wanted: RunRequest) -> tuple[Outcome, Records]:

@@ -1,0 +1,134 @@
+"""One sweep as the report sees it: configs, seeds, steps, and the accuracy of every completed run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from analysis.queries import Frames, load, sql
+from analysis.stats import Floats, seed_means
+from em_core.config import TrainingConfig
+
+Point = int | Literal["last"]
+"""A step, or each run's own last step."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`configs` has one row per config: `config_id`, the varied fields, and how many of its runs are in which state.
+
+    `scores` has one row per completed run and step (`config`: row in `configs`, `seed`, `step`, `accuracy`), of the
+    first evaluation in the spec. Excluded runs are left out of everything.
+    """
+
+    sweep: str
+    about: dict[str, Any]
+    evaluation: dict[str, Any]
+    n_evaluations: int
+    configs: pl.DataFrame
+    varied: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scores: pl.DataFrame
+
+    def accuracy(self, point: Point) -> Floats:
+        """(configs, seeds), NaN where there is no completed run or no such evaluation."""
+        return self._last if point == "last" else self._at(point)
+
+    def _at(self, step: int) -> Floats:
+        return self._matrix(self.scores.filter(pl.col("step") == step))
+
+    @cached_property
+    def _last(self) -> Floats:
+        last = pl.col("step") == pl.col("step").max().over("config", "seed")
+        return self._matrix(self.scores.filter(last))
+
+    def _matrix(self, rows: pl.DataFrame) -> Floats:
+        column = {seed: i for i, seed in enumerate(self.seeds)}
+        matrix = np.full((self.configs.height, len(self.seeds)), np.nan)
+        if rows.height:
+            matrix[rows["config"].to_numpy(), [column[s] for s in rows["seed"]]] = rows["accuracy"].to_numpy()
+        return matrix
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Every step at which something was measured."""
+        return tuple(sorted(self.scores["step"].unique()))
+
+    @cached_property
+    def common_steps(self) -> tuple[int, ...]:
+        """Steps after 0 at which every config that has results at all was measured."""
+        reach = self.scores.group_by("step").agg(pl.col("config").n_unique())
+        all_configs = self.scores["config"].n_unique()
+        return tuple(sorted(s for s, n in reach.iter_rows() if n == all_configs and s > 0))
+
+    @cached_property
+    def compared(self) -> Point | None:
+        """Where configs are compared: the common step with the highest grid mean; none: each run's last step, if any."""
+        if self.common_steps:
+            return max(self.common_steps, key=lambda s: (np.nanmean(seed_means(self.accuracy(s))), -s))
+        return "last" if self.scores.height else None
+
+    def name(self, config: int) -> str:
+        """The varied fields of a config: `learning_rate=2e-05, temperature=0.7`."""
+        row = self.configs.row(config, named=True)
+        return ", ".join(f"{field}={show(row[field])}" for field in self.varied) or "the only config"
+
+
+def show(value: object) -> str:
+    """A config's value for a person: floats as short as they are exact, a missing one as `-`."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read_grid(db: Path, sweep: str) -> Grid:
+    """Raises `UserError` where the database or the sweep is not there."""
+    frames = load(sweep, db)
+    about = sql(db, f"FROM sweeps WHERE sweep = '{sweep}'").row(0, named=True)
+    scores = frames.scores.filter(~pl.col("excluded"))
+    evaluations = about["evaluations"] or []
+    measured = set(scores["eval_id"])
+    evaluation = next((e for e in evaluations if e["eval_id"] in measured), {})
+    configs, varied = _configs(frames)
+    number = {c: i for i, c in enumerate(configs["config_id"])}
+    scores = (
+        scores.filter((pl.col("eval_id") == evaluation.get("eval_id")) & (pl.col("status") == "completed"))
+        .filter(pl.col("accuracy").is_finite())
+        .unique(["run_id", "step"], maintain_order=True)  # a run in two arms was trained once
+        .select(pl.col("config_id").replace_strict(number, return_dtype=pl.Int64).alias("config"), "seed", "step", "accuracy")
+    )
+    seeds = tuple(sorted(scores["seed"].unique()))
+    return Grid(sweep, about, evaluation, len(measured), configs, varied, seeds, scores)
+
+
+def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    runs = frames.runs.filter(~pl.col("excluded"))
+    arms = pl.col("arm").drop_nulls().unique().sort().str.join(" + ").alias("arm")
+    fields = [f.replace(".", "_") for f in TrainingConfig.model_fields]
+    described = runs.group_by("config_id", maintain_order=True).agg(
+        arms, *(pl.col(f).first() for f in ("model", "prompt_name", *fields))
+    )
+    once = runs.unique("run_id", maintain_order=True)
+    states = once.group_by("config_id", maintain_order=True).agg(
+        pl.len().alias("n_planned"),
+        *((pl.col("status") == s).sum().alias(f"n_{s}") for s in ("completed", "diverged", "failed")),
+    )
+    varied = [f for f in ("arm", *fields, "model") if described[f].n_unique() > 1]
+    if "prompt" in varied and described["prompt_name"].n_unique() == described["prompt"].n_unique():
+        varied[varied.index("prompt")] = "prompt_name"
+    if "model" in varied and "model_name_or_path" in varied:
+        varied.remove("model")
+    configs = described.select("config_id", *varied).join(states, on="config_id", maintain_order="left")
+    return configs.sort(varied or ["config_id"], nulls_last=True), tuple(varied)
+
+
+def most_varied(grid: Grid, numeric: bool) -> list[str]:
+    """Varied fields, those with most values first; with `numeric` only those that hold numbers."""
+    count = Counter({f: grid.configs[f].n_unique() for f in grid.varied if not numeric or grid.configs[f].dtype.is_numeric()})
+    return [field for field, _ in count.most_common()]

@@ -1,0 +1,137 @@
+"""Answers, golds and task files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from em_core.config import Evaluation
+from em_core.errors import UserError
+from em_core.grading import extract_answer, extract_sum, grade_math, grade_sum, has_answer, last_boxed
+from em_core.tasks import load_task, task_key
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "benchmarks"
+
+
+@pytest.mark.fast
+def test_extraction() -> None:
+    assert last_boxed(r"\boxed{1} so \boxed{\frac{1}{2}} and") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{5} then \boxed{\frac{1}{") == "5"  # the last complete one
+    assert extract_answer(r"it is 7, \boxed{8}, not 9") == "8"
+    assert extract_answer("12 apples. The answer is 3.5. Or 4") == "3.5"
+    assert extract_answer("first 3, then 1,200 dollars") == "1200"
+    assert extract_answer("none") is None
+    assert extract_sum("12+7=19;19+5=24;") == "24"
+    assert extract_sum("=-3;") == "-3"
+    assert extract_sum("12+7=19;19+5=2") is None  # cut short
+    assert has_answer("=24;")
+    assert has_answer("the answer is 4")
+    assert not has_answer("there were 4 of them")
+
+
+@pytest.mark.fast
+def test_sums() -> None:
+    assert grade_sum("24", "12+7=19;19+5=24;")
+    assert not grade_sum("24", "=23;")
+    assert not grade_sum("24", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gold", "completion", "right"),
+    [
+        (r"\frac{1}{2}", r"so \boxed{0.5}", True),
+        ("27", "The answer is 27.", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \pi/2)}", True),
+        ("073", r"\boxed{73}", True),
+        ("1200", "that is 1,200", True),
+        ("24", r"\boxed{25}", False),
+        ("24", "no idea", False),
+        (r"\sqrt{2}", r"\boxed{\frac{", False),
+    ],
+)
+def test_math_verify(gold: str, completion: str, right: bool) -> None:
+    assert grade_math(gold, completion) is right
+
+
+@pytest.mark.fast
+def test_built_in_questions_are_pinned() -> None:
+    task = load_task(Evaluation(task="two_step_sums"))
+    text = json.dumps([task.questions, task.golds])
+    assert len(set(task.questions)) == 200
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "24c29d11cc9b", "other questions are another task: bump its version"
+    assert task_key("two_step_sums") == "two_step_sums@1"
+    assert load_task(Evaluation(task="two_step_sums", limit=3)).questions == task.questions[:3]
+
+
+def _write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+@pytest.mark.fast
+def test_recognised_fields(tmp_path: Path) -> None:
+    name = _write(
+        tmp_path / "mixed.jsonl",
+        {"problem": "p1", "answer": 27.0},
+        {"question": "p2", "answer": "so\n#### 1,200"},
+        {"question": "p3", "final_answer": ["$2^{5}$"]},
+        {"problem": "p4", "solution": r"it is \boxed{3} or \boxed{\frac{1}{2}}"},
+    )
+    task = load_task(Evaluation(task=name))
+    assert task.questions == ("p1", "p2", "p3", "p4")
+    assert task.golds == ("27", "1200", "$2^{5}$", r"\frac{1}{2}")
+    own = _write(tmp_path / "own.jsonl", {"ask": "p", "gold": 5, "problem": "other"})
+    task = load_task(Evaluation(task=own, question_field="ask", answer_field="gold"))
+    assert (task.questions, task.golds) == (("p",), ("5",))
+
+
+@pytest.mark.fast
+def test_key_of_a_file_is_its_content(tmp_path: Path) -> None:
+    a, b = (_write(tmp_path / f"{n}.jsonl", {"problem": "p", "answer": "1"}) for n in "ab")
+    assert task_key(a) == task_key(b)
+    assert task_key(a).startswith("sha256:")
+    assert task_key(_write(tmp_path / "a.jsonl", {"problem": "p", "answer": "2"})) != task_key(b)
+
+
+@pytest.mark.fast
+def test_mistakes_are_one_clear_line(tmp_path: Path) -> None:
+    for name, said in {"two_step_sum": "did you mean 'two_step_sums'", str(tmp_path / "no.jsonl"): "is not there"}.items():
+        with pytest.raises(UserError, match=said):
+            task_key(name)
+    rows: dict[str, object] = {
+        "no question in problem or question": {"text": "p"},
+        "no gold answer": {"problem": "p"},
+        "holds no": None,
+    }
+    for said, row in rows.items():
+        name = _write(tmp_path / "bad.jsonl", *([row] if row else []))
+        with pytest.raises(UserError, match=said) as caught:
+            load_task(Evaluation(task=name))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "torn.jsonl").write_text('{"problem": "p", "answer": 1}\n{"prob')
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        load_task(Evaluation(task=str(tmp_path / "torn.jsonl")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public benchmark files are not beside this checkout")
+@pytest.mark.parametrize(
+    ("file", "least"),
+    [("math500", 1.0), ("minerva_math", 0.97), ("aime25", 1.0), ("amc23", 1.0), ("gsm8k", 1.0), ("olympiadbench", 0.99)],
+)
+def test_gold_answers_grade_correct(file: str, least: float) -> None:
+    """A boxed gold answer is right, and the benchmark's own worked solution where it has boxes."""
+    path = DATA / f"{file}.jsonl"
+    task = load_task(Evaluation(task=str(path), limit=40))
+    right = [task.correct(gold, f"\\boxed{{{gold}}} ") for gold in task.golds]
+    assert sum(right) / len(right) >= least
+    rows = [json.loads(line) for line in path.read_text().splitlines()[:40]]
+    solutions = [
+        (gold, row["solution"]) for gold, row in zip(task.golds, rows, strict=True) if "\\boxed" in str(row.get("solution"))
+    ]
+    if file in ("math500", "minerva_math"):
+        assert sum(task.correct(gold, solution) for gold, solution in solutions) / len(solutions) >= least
