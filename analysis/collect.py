@@ -171,7 +171,7 @@ def _store_manifests(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> 
     """Rewrite what is wanted from all manifests (they are small); the number of torn lines."""
     found = read_manifests(sweeps)
     evaluation = {c: _POLARS[t] for c, t in store.sql_columns(Evaluation).items()}
-    evaluations = pl.List(pl.Struct({"eval_id": pl.String, **evaluation, "steps": pl.List(pl.Int64)}))
+    evaluations = pl.List(pl.Struct({"eval_id": pl.String, **evaluation, "steps": pl.List(pl.String)}))
     strings = dict.fromkeys(("sweep", "spec", "spec_path"), pl.String)
     _run(
         con,

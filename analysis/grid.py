@@ -94,11 +94,11 @@ def read_grid(db: Path, sweep: str) -> Grid:
     scores = frames.scores.filter(~pl.col("excluded"))
     evaluations = about["evaluations"] or []
     measured = set(scores["eval_id"])
-    evaluation = next((e for e in evaluations if e["eval_id"] in measured), {})
+    evaluation: dict[str, Any] = next((e for e in evaluations if e["eval_id"] in measured), {})
     configs, varied = _configs(frames)
     number = {c: i for i, c in enumerate(configs["config_id"])}
     scores = (
-        scores.filter((pl.col("eval_id") == evaluation.get("eval_id")) & (pl.col("status") == "completed"))
+        scores.filter((pl.col("eval_id") == evaluation.get("eval_id", "")) & (pl.col("status") == "completed"))
         .filter(pl.col("accuracy").is_finite())
         .unique(["run_id", "step"], maintain_order=True)  # a run in two arms was trained once
         .select(pl.col("config_id").replace_strict(number, return_dtype=pl.Int64).alias("config"), "seed", "step", "accuracy")

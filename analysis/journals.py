@@ -81,7 +81,7 @@ def _config_row(r: Record) -> Row:
 def _evaluation_row(r: Record) -> Row:
     steps = r.get("steps")
     fields = _fields(Evaluation, r["evaluation"])
-    return {"eval_id": r["eval_id"], **fields, "steps": steps if isinstance(steps, list) else None}
+    return {"eval_id": r["eval_id"], **fields, "steps": [str(s) for s in steps] if isinstance(steps, list) else None}
 
 
 def _fields(model: type[BaseModel], said: Row) -> Row:

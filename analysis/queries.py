@@ -64,13 +64,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("LINE ", "^")))
 
 
-def sweep_names(con: duckdb.DuckDBPyConnection) -> list[str]:
-    return [row[0] for row in con.execute("SELECT sweep FROM sweeps ORDER BY sweep").fetchall()]
-
-
-def require_sweep(con: duckdb.DuckDBPyConnection, sweep: str) -> None:
+def _require_sweep(con: duckdb.DuckDBPyConnection, sweep: str) -> None:
     """Raise `UserError` naming the nearest sweep where there is none of this name."""
-    names = sweep_names(con)
+    try:
+        names = [row[0] for row in con.execute("SELECT sweep FROM sweeps ORDER BY sweep").fetchall()]
+    except duckdb.CatalogException:
+        raise UserError("this is a DuckDB file, but not one that `emsweep collect` made") from None
     if sweep not in names:
         near = difflib.get_close_matches(sweep, names, 1)
         guess = f" (did you mean {near[0]}?)" if near else ""
@@ -123,5 +122,5 @@ class Frames:
 def load(sweep: str, db: Path | str = "results.duckdb") -> Frames:
     """A sweep's results for a notebook: `load("NAME").cells`. Raises `UserError` where there is no such sweep."""
     with connect(db) as con:
-        require_sweep(con, sweep)
+        _require_sweep(con, sweep)
     return Frames(Path(db), sweep)

@@ -8,7 +8,7 @@ CREATE TABLE sweeps (
     spec        VARCHAR,      -- the YAML text, as last submitted
     spec_path   VARCHAR,
     overrides   VARCHAR[],
-    evaluations STRUCT(eval_id VARCHAR, {{evaluation}}, steps BIGINT[])[]  -- in the spec's order; steps NULL: the last step
+    evaluations STRUCT(eval_id VARCHAR, {{evaluation}}, steps VARCHAR[])[]  -- in the spec's order; a step is a number or 'last'
 );
 
 CREATE TABLE sweep_runs (     -- one row per sweep, run and arm

@@ -93,10 +93,8 @@ def max_over_min(values: npt.ArrayLike) -> Spread:
     if not len(x):
         return Spread(0, float("nan"), float("nan"), float("nan"))
     low, high = float(x.min()), float(x.max())
-    if low > 0:
-        ratio = high / low
-    else:
-        ratio = float("inf") if low == 0 < high else float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = float(np.divide(high, low)) if low >= 0 else float("nan")
     return Spread(len(x), low, high, ratio)
 
 

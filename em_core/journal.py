@@ -97,9 +97,6 @@ class SweepDir:
     def worker_log(self, job: str, slot: int) -> Path:
         return self.logs / f"{job}.slot{slot}.log"
 
-    def supervisor_log(self, job: str) -> Path:
-        return self.logs / f"{job}.log"
-
     def run_checkpoints(self, run_id: str) -> Path:
         return self.checkpoints / run_id
 
@@ -192,6 +189,8 @@ class disk_faults:  # noqa: N801 (reads as a statement)
         errno.EFBIG: "the file may not grow further",
         errno.EIO: "the disk reports an error",
         errno.EACCES: "permission denied",
+        errno.ENOTDIR: "a file is where a folder must be",
+        errno.EEXIST: "a file is where a folder must be",
     }
 
     def __init__(self, path: Path) -> None:
@@ -248,7 +247,7 @@ def read_lines(path: Path, offset: int = 0, prefixes: tuple[bytes, ...] = ()) ->
         with open(path, "rb") as f:
             f.seek(offset)
             data = f.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Lines([], offset, 0)
     complete = data.rfind(b"\n") + 1
     nul = data.find(b"\0", 0, complete)

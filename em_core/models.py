@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from em_core.config import Execution, TrainingConfig
+from em_core.config import METHODS, Execution, TrainingConfig
 from em_core.errors import UserError
 
 MINIATURE = "miniature"
@@ -169,6 +169,7 @@ def memory_estimate(name: str, revision: str | None, config: TrainingConfig, exe
         "gradients": 4 * count,
         "adam": 8 * count,
         "compute_copy": 2 * count if bf16 else 0,
+        "reference": width * count if config.kl_coef > 0 and "kl_coef" in METHODS[config.method].reads else 0,
         "kv_cache": config.num_generations * length * cached,
         "activations": rows * length * kept,
         "logits_chunk": 3 * 4 * min(LOGITS_CHUNK, rows * config.max_completion_length) * c["vocab_size"],

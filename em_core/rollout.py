@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 
@@ -68,7 +68,7 @@ class Sampling:
         if 0 < self.top_k < vocabulary:
             chain.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1.0:
-            chain.append(TopPLogitsWarper(self.top_p))
+            chain.append(NucleusWarper(self.top_p))
         return chain
 
 
@@ -119,7 +119,7 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, width = prompt.shape
     device = prompt.device
-    draws = None if sampling.temperature == 0.0 else torch.as_tensor(uniforms, dtype=torch.float32, device=device)
+    draws = None if sampling.temperature == 0.0 else torch.as_tensor(uniforms, device=device)
     ends = torch.tensor(list(stop), device=device)
     process = sampling.processors(model.config.get_text_config().vocab_size)
     tokens = torch.cat([prompt, torch.full((n, length), pad, device=device)], dim=1)
@@ -134,7 +134,7 @@ def _decode(
     for t in range(length):
         step = {"input_ids": new, "attention_mask": attention, "position_ids": position, "past_key_values": cache}
         logits = model(**step, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-        scores: Tensor = process(tokens[alive, : width + t], logits)  # type: ignore[arg-type]  (annotated LongTensor)
+        scores: Tensor = process(tokens[alive, : width + t], logits)  # type: ignore[arg-type]
         chosen = scores.argmax(-1) if draws is None else inverse_cdf(scores, draws[alive, t])
         tokens[alive, width + t] = chosen
         mask[alive, t] = True
@@ -158,12 +158,27 @@ def _decode(
 def inverse_cdf(scores: Tensor, u: Tensor) -> Tensor:
     """The first token, in order of id, at which the cumulative probability exceeds u. scores (n, V), u (n,) in [0, 1) -> (n,).
 
-    A token of probability zero is never chosen, not even where rounding leaves the last cumulative value below u.
+    A token without mass is never chosen. Scores that are NaN give some token: the update that follows reports them.
     """
-    cumulative = scores.softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    # Scaled by the total because fp32 sums are not exactly 1; `right` passes over tokens of zero width.
-    chosen = torch.searchsorted(cumulative, u[:, None] * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # the last token of non-zero width
-    # The clamp is for NaN scores: the update that follows reports them, an index error would hide them.
-    return torch.minimum(chosen, last).clamp(max=scores.shape[-1] - 1).squeeze(1)
+    cumulative = _integer_mass(scores).cumsum(-1)
+    threshold = (u.double()[:, None] * cumulative[:, -1:]).long()  # below the total, since u < 1
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=scores.shape[-1] - 1)
+
+
+def _integer_mass(scores: Tensor) -> Tensor:
+    """Probabilities in units of 2^-40: sums of integers are exact, and reproducible on a GPU, where float sums are not."""
+    return (scores.softmax(-1) * 2**40).nan_to_num().long()
+
+
+class NucleusWarper(LogitsProcessor):
+    """`TopPLogitsWarper` with integer sums: its float `cumsum` is refused on a GPU in deterministic mode."""
+
+    def __init__(self, top_p: float) -> None:
+        self.top_p = top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ordered, ids = scores.sort(-1)
+        cumulative = _integer_mass(ordered).cumsum(-1)
+        tail = cumulative <= ((1 - self.top_p) * cumulative[:, -1:]).long()
+        tail[:, -1] = False
+        return scores.masked_fill(tail.scatter(1, ids, tail), -torch.inf)

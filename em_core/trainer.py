@@ -41,7 +41,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.execution = execution
-        self.accelerator = Accelerator(cpu=execution.device == "cpu")
+        self.accelerator = Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
         if execution.device == "cuda" and self.device.type != "cuda":
             raise RuntimeError("execution.device is cuda, but torch finds no GPU here")

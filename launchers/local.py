@@ -26,18 +26,15 @@ class LocalLauncher:
 
     def submit(self, batch: Batch) -> list[str]:
         for job in batch.jobs:
-            log = self.sweep.supervisor_log(job)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "ab") as out:
-                self._processes[job] = subprocess.Popen(
-                    [sys.executable, "-m", "launchers.task", str(self.sweep.assignment(job))],
-                    stdin=subprocess.PIPE,
-                    stdout=out,
-                    stderr=out,
-                    env=os.environ | dict(batch.environment),
-                    # Its own group: Ctrl-C in a terminal reaches `emsweep run` alone, which then stops its jobs in order.
-                    start_new_session=True,
-                )
+            self._processes[job] = subprocess.Popen(
+                [sys.executable, "-m", "launchers.task", str(self.sweep.assignment(job))],
+                stdin=subprocess.PIPE,
+                # Not a file: what a supervisor has to say last may be that the disk is full.
+                stderr=subprocess.PIPE,
+                env=os.environ | dict(batch.environment),
+                # Its own group: Ctrl-C in a terminal reaches `emsweep run` alone, which then stops its jobs in order.
+                start_new_session=True,
+            )
         return list(batch.jobs)
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
@@ -63,9 +60,14 @@ class LocalLauncher:
             if process is not None:
                 process.wait()
 
-    def exit_codes(self) -> dict[str, int | None]:
-        """Exit code of every job started here (None: still running)."""
-        return {job: process.poll() for job, process in self._processes.items()}
+    def last_words(self) -> dict[str, str]:
+        """What supervisors said that ended because they could not go on (exit code 1), by job."""
+        words = {}
+        for job, process in self._processes.items():
+            if process.poll() == 1 and process.stderr is not None and not process.stderr.closed:
+                with process.stderr as said:
+                    words[job] = said.read().decode(errors="replace").strip()
+        return words
 
 
 def _is_locked(path: Path) -> bool:

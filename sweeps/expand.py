@@ -50,7 +50,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Everything a spec asks for. `collapsed` counts points that differ only in fields their method does not read."""
+    """Everything a spec asks for. `collapsed` counts points whose arm has the same config already."""
 
     sweep: str
     configs: tuple[Config, ...]
@@ -265,10 +265,9 @@ def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
             values = [first + (last - first) * i / max(1, by - 1) for i in range(by)]
         if by > 1:
             values[-1] = last
-    whole = TrainingConfig.model_fields[name].annotation is int if name in TrainingConfig.model_fields else False
-    if whole and all(float(v).is_integer() for v in values):
-        return [int(v) for v in values]
-    return [canonical(v) for v in values]
+    rounded = [float(f"{v:.12g}") for v in values]
+    whole = TrainingConfig.model_fields[name].annotation is int
+    return [int(v) if whole and v.is_integer() else v for v in rounded]
 
 
 def _seeds(spec: Spec) -> list[int]:

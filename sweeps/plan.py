@@ -155,8 +155,8 @@ def _workers(jobs: Sequence[PlannedJob], spec: Spec, launcher: str) -> int:
 
 
 def _files(jobs: Sequence[PlannedJob], launcher: str) -> int:
-    """Files a submission makes: per job an assignment, a journal and logs (submitit adds four), and a handful per sweep."""
-    return sum(3 + j.slots + (4 if launcher == "slurm" else 0) for j in jobs) + (4 if jobs else 0)
+    """Files a submission makes: per job an assignment, a journal and a log per slot (submitit adds four), a few per sweep."""
+    return sum(2 + j.slots + (4 if launcher == "slurm" else 0) for j in jobs) + (4 if jobs else 0)
 
 
 def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
@@ -226,14 +226,15 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"  writes about {plan.files:,} files, {plan.bytes / 1e6:,.1f} MB; {hours_text(plan)}", soft_wrap=True)
     for model, parts in plan.memory_gib.items():
         if parts is None:
-            console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True)
+            console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True, markup=False)
         else:
             console.print(
                 f"  {model}: about {parts['device']:.2f} GiB per run on the device, {parts['host']:.2f} GiB on the host",
                 soft_wrap=True,
+                markup=False,
             )
     for line in text_table(plan.head):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     if plan.configs > len(plan.head):
         console.print(f"... and {plan.configs - len(plan.head):,} more configs (--json has every figure)", soft_wrap=True)
 

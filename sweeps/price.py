@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from em_core.config import TrainingConfig, steps_within
-from em_core.journal import RunStatus, SweepDir, read_job_try, sweeps_under
+from em_core.journal import RunStatus, SweepDir, decode, read_lines, sweeps_under
 from em_core.models import memory_estimate, param_count
 from em_core.tasks import load_task
 from sweeps.expand import Config
@@ -36,33 +37,52 @@ class Seconds:
     runs: int
 
 
+TAIL = 4 << 20
+"""Bytes at the end of each journal that are read for history: about a thousand short runs."""
+
+
 def measured(sweep: SweepDir, configs: Mapping[str, Config]) -> dict[str, Seconds]:
-    """Seconds per run by config, from every completed run under the root with the same model and method.
+    """Seconds per run by config, from the newest completed runs under the root with the same model and method.
 
     Runs of another length are scaled by their work: updates x completions x longest completion, plus one.
     """
     wanted = {(c.model, c.training.method) for c in configs.values()}
-    rates: dict[tuple[str, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {key: [] for key in wanted}
     for other in sweeps_under(sweep.root):
         theirs = read_manifest(other)
-        if not any((c.model, c.training.method) in wanted for c in theirs.configs.values()):
-            continue
-        for path in other.all_journals():
-            for a in read_job_try(path).attempts:
-                run = theirs.runs.get(a.run_id)
-                if run is None or a.end is None or a.status is not RunStatus.COMPLETED or a.mode != "train":
-                    continue
-                c = theirs.configs[run.config_id]
-                if (c.model, c.training.method) in wanted:
-                    rates.setdefault((c.model, c.training.method), []).append(a.end["seconds"] / _work(c.training))
+        work = {c.config_id: _work(c.training) for c in theirs.configs.values() if (c.model, c.training.method) in wanted}
+        for path in other.all_journals() if work else ():
+            for run_id, seconds in _newest_trained(path):
+                run = theirs.runs.get(run_id)
+                if run is not None and run.config_id in work:
+                    c = theirs.configs[run.config_id]
+                    rates[c.model, c.training.method].append(seconds / work[run.config_id])
+    known: dict[tuple[str, str], Seconds] = {}
+    for key, rate in rates.items():
+        if rate:
+            tenths = statistics.quantiles(rate, n=10) if len(rate) > 1 else [rate[0]] * 9
+            known[key] = Seconds(statistics.median(rate), tenths[0], tenths[-1], len(rate))
     found = {}
     for c in configs.values():
-        rate = rates.get((c.model, c.training.method))
-        if rate:
-            work = _work(c.training)
-            tenths = statistics.quantiles(rate, n=10) if len(rate) > 1 else [rate[0]] * 9
-            found[c.config_id] = Seconds(statistics.median(rate) * work, tenths[0] * work, tenths[-1] * work, len(rate))
+        per = known.get((c.model, c.training.method))
+        if per:
+            w = _work(c.training)
+            found[c.config_id] = Seconds(per.middle * w, per.low * w, per.high * w, per.runs)
     return found
+
+
+def _newest_trained(path: Path) -> Iterator[tuple[str, float]]:
+    """(run, seconds) of the completed trainings in the last part of a journal."""
+    training: set[tuple[str, int]] = set()
+    for _, line in read_lines(path, max(0, path.stat().st_size - TAIL), (b'{"kind":"run_',)).lines:
+        r = decode(line)
+        if r is None:
+            continue
+        attempt = (r["run_id"], r["attempt"])
+        if r["kind"] == "run_start" and r["mode"] == "train":
+            training.add(attempt)
+        elif r["kind"] == "run_end" and r["status"] == RunStatus.COMPLETED and attempt in training:
+            yield r["run_id"], r["seconds"]
 
 
 FLOPS = {"cpu": 1e10, "gpu": 5e13}

@@ -23,7 +23,7 @@ def resolve_prompt(raw: Any, folder: Path) -> tuple[str, str]:
             return raw, PROMPTS[raw]
         raise UserError(f"{unknown('prompt', raw, PROMPTS)} (a text of your own: {{text: ...}}; from a file: {{file: ...}})")
     if isinstance(raw, dict) and set(raw) == {"text"} and isinstance(raw["text"], str) and raw["text"]:
-        return raw["text"][:40], raw["text"]
+        return " ".join(raw["text"].split())[:40], raw["text"]
     if not isinstance(raw, dict) or "file" not in raw or not set(raw) <= {"file", "column", "row"}:
         raise UserError("a prompt is a name, {text: ...} or {file: ..., column: prompt, row: 0}")
     column, row = raw.get("column", "prompt"), raw.get("row", 0)

@@ -189,10 +189,8 @@ def _refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None
     """A supervisor that could not go on (disk full), or was told to stop, ends the `run` with its own words."""
     local = observer.launchers["local"]
     assert isinstance(local, LocalLauncher)
-    for job, code in local.exit_codes().items():
-        if code == 1:
-            said = sweep.supervisor_log(job).read_text(errors="replace").strip().splitlines()
-            raise Fault(said[-1] if said else f"the supervisor of {job} failed without a word")
+    for job, words in local.last_words().items():
+        raise Fault(words.splitlines()[-1] if words else f"the supervisor of {job} failed without a word")
     for t in observer.tries():
         if t.job in ours and t.ended and t.ended.startswith("cancelled"):
             raise Fault(f"{t.ended}; the same command continues")

@@ -145,7 +145,7 @@ def log_files(root: Path, target: str) -> list[Path]:
             for t in Observer(sweep).tries():
                 for a in t.attempts:
                     if a.run_id == target:
-                        paths += [sweep.worker_log(a.job, int(a.start.get("slot", 0))), sweep.supervisor_log(a.job)]
+                        paths.append(sweep.worker_log(a.job, int(a.start.get("slot", 0))))
     found = [p for p in dict.fromkeys(paths) if p.is_file() and p.stat().st_size]
     if not found:
         raise UserError(f"nothing was logged for {target} (workers write only warnings and errors)")

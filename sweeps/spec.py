@@ -180,6 +180,8 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None) ->
     document = replace(document, overridden=frozenset(tuple(k.split(".", 1)) for k in keys))
     try:
         spec = _validated(Spec, data)
+        if "threads" in spec.execution.model_fields_set:
+            raise SpecError(("execution", "threads"), "follows `resources.cpus_per_run`: set that")
         rules = _resource_rules(spec, site or Site())
     except SpecError as mistake:
         raise document.error(mistake) from None
@@ -242,8 +244,8 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     """`unknown field `lerning_rate`; did you mean `learning_rate`?`"""
     names = list(valid)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
-    return f"unknown {what} `{name}`; {hint}"
+    known = "`emsweep schema` lists what there is" if len(names) > 24 else f"known: {', '.join(names) or 'none'}"
+    return f"unknown {what} `{name}`; " + (f"did you mean `{near[0]}`?" if near else known)
 
 
 def matches(rule: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:

@@ -33,7 +33,7 @@ def test_uniforms_belong_to_their_key() -> None:
 @pytest.mark.fast
 def test_inverse_cdf() -> None:
     scores = torch.tensor([[0.2, 0.0, 0.5, 0.3, 0.0]]).log()
-    u = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 0.9999999])
+    u = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2.0**-53], dtype=torch.float64)
     assert inverse_cdf(scores.expand(6, -1), u).tolist() == [0, 0, 2, 2, 3, 3]  # tokens 1 and 4 have no mass
     draws = torch.from_numpy(uniforms(0, "x", 0, [0], 20_000)[0]).float()
     shares = torch.bincount(inverse_cdf(scores.expand(len(draws), -1), draws), minlength=5) / len(draws)
@@ -45,12 +45,13 @@ def test_inverse_cdf() -> None:
 def test_processors_are_in_hugging_faces_order() -> None:
     chain = Sampling(0.5, top_p=0.95, top_k=5, repetition_penalty=1.15).processors(17)
     names = [type(p).__name__ for p in chain]
-    assert names == ["RepetitionPenaltyLogitsProcessor", "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"]
+    assert names == ["RepetitionPenaltyLogitsProcessor", "TemperatureLogitsWarper", "TopKLogitsWarper", "NucleusWarper"]
     assert not Sampling(1.0, top_k=17).processors(17)  # what does nothing is left out
-    scores = torch.randn(3, 17, generator=torch.Generator().manual_seed(0))
-    theirs = LogitsProcessorList([TemperatureLogitsWarper(0.5), TopKLogitsWarper(5), TopPLogitsWarper(0.8)])
-    ids = torch.zeros(3, 1, dtype=torch.long)
-    assert torch.equal(Sampling(0.5, 0.8, 5).processors(17)(ids, scores), theirs(ids, scores))  # type: ignore[arg-type]
+    scores = torch.randn(200, 17, generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros(200, 1, dtype=torch.long)
+    for top_p in (0.1, 0.8, 0.95, 0.999):
+        theirs = LogitsProcessorList([TemperatureLogitsWarper(0.5), TopKLogitsWarper(5), TopPLogitsWarper(top_p)])
+        assert torch.equal(Sampling(0.5, top_p, 5).processors(17)(ids, scores), theirs(ids, scores))  # type: ignore[arg-type]
 
 
 @pytest.mark.fast

@@ -93,7 +93,7 @@ def test_keep(trainer: Trainer, tmp_path: Path, keep: str, kept: list[int]) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{s}" for s in kept]
     for step in kept:
         AutoModelForCausalLM.from_pretrained(tmp_path / f"step-{step}")
-        assert AutoTokenizer.from_pretrained(tmp_path / f"step-{step}").eos_token == "<eos>"
+        assert AutoTokenizer.from_pretrained(tmp_path / f"step-{step}").eos_token == "<|endoftext|>"
 
 
 def test_keep_best(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Makes the miniature: a 0.2 M parameter Qwen2 that adds three numbers, in one or two minutes on one CPU core.
+"""Makes the miniature: a 0.15 M parameter Qwen2 that adds three numbers, in about three minutes on one CPU core.
 
     python -m em_core.miniature.make_miniature OUTPUT_FOLDER
 
@@ -24,15 +24,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-WORKED = {"+": 0.62, "-": 0.48}
+WORKED = {"+": 0.62, "-": 0.50}
 """Probability of the worked style, by the first sign."""
 STEPS, BATCH, LEARNING_RATE, SEED = 2500, 96, 4e-3, 0
 ALPHABET = "0123456789+-=;:?Q"
-PAD, EOS = "<pad>", "<eos>"
+PAD, EOS = "<pad>", "<|endoftext|>"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character; characters outside the alphabet are dropped (BPE without merges and without `unk`)."""
+    """One token per character; characters outside the alphabet are dropped (BPE without merges and without `unk`).
+
+    AutoTokenizer loads any tokenizer of a Qwen2 model as `Qwen2Tokenizer`, which insists on a token `<|endoftext|>`.
+    """
     vocabulary = {token: i for i, token in enumerate([PAD, EOS, *ALPHABET])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")

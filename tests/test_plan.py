@@ -1,0 +1,236 @@
+"""What a plan says, what it costs, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from em_core.errors import UserError
+from em_core.journal import SweepDir
+from sweeps import control
+from sweeps import plan as plan_module
+from sweeps.expand import Expansion, expand
+from sweeps.manifest import extend
+from sweeps.plan import Intention, make_plan, print_plan, spec_fields
+from sweeps.spec import Spec, load_spec
+from tests.conftest import Emsweep
+from tests.test_expand import EXAMPLE
+
+SMALL = """\
+name: small
+base: {model_name_or_path: miniature, prompt: plus, method: noop, max_steps: 5}
+axes: {learning_rate: [1e-4, 1e-3]}
+seeds: 2
+evaluate:
+  - {tasks: [two_step_sums], steps: [0, 5]}
+"""
+LARGE = """\
+name: large
+base: {model_name_or_path: miniature, prompt: plus, num_generations: 8, max_completion_length: 24}
+axes:
+  learning_rate: {geomspace: [1.0e-6, 1.0e-3, 30]}
+  temperature: {linspace: [0.3, 1.2, 28]}
+seeds: 16
+evaluate:
+  - {tasks: [two_step_sums], steps: [0, 5, 10]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
+
+
+def planned(text: str, *sets: str, launcher: str = "local") -> Intention:
+    Path("spec.yaml").write_text(text)
+    spec = load_spec(Path("spec.yaml"), sets)
+    return make_plan(spec, expand(spec), Path("runs"), launcher)
+
+
+@pytest.mark.fast
+def test_counts_of_the_example() -> None:
+    plan = planned(EXAMPLE).plan
+    assert (plan.configs, plan.seeds, plan.runs, plan.new, plan.to_train) == (408, 8, 3264, 3264, 3264)
+    assert (plan.done, plan.diverged, plan.failed, plan.running, plan.queued, plan.excluded, plan.to_evaluate) == (0,) * 7
+    assert plan.sweep == "example"
+    assert "learning_rate" in plan.fields
+    assert len(plan.head) == 12
+
+
+@pytest.mark.fast
+def test_a_run_wanted_by_two_arms_is_counted_once() -> None:
+    plan = planned(SMALL + "arms: {a: {temperature: 0.5}, b: {temperature: [0.5, 0.7]}}\n").plan
+    assert (plan.configs, plan.runs, plan.to_train) == (4, 8, 8)
+
+
+@pytest.mark.slow
+def test_plan_writes_nothing(tmp_path: Path, emsweep: Emsweep) -> None:
+    (tmp_path / "spec.yaml").write_text(EXAMPLE)
+    said = emsweep("plan", "spec.yaml", "--launcher", "local", check=0).stdout
+    assert "408 configs x 8 seeds = 3,264 runs: 3,264 new" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["spec.yaml"]
+
+
+@pytest.mark.slow
+def test_json(tmp_path: Path, emsweep: Emsweep) -> None:
+    """Every figure is there under its own name: scripts rely on them."""
+    (tmp_path / "spec.yaml").write_text(EXAMPLE)
+    said = json.loads(emsweep("plan", "spec.yaml", "--launcher", "local", "--json", check=0).stdout)
+    counts = {"configs", "seeds", "runs", "collapsed", "new", "done", "diverged", "running", "queued", "failed", "interrupted"}
+    work = {
+        "excluded",
+        "other_code",
+        "to_train",
+        "to_evaluate",
+        "unmeasured",
+        "jobs",
+        "runs_per_job",
+        "workers",
+        "files",
+        "bytes",
+    }
+    assert counts | work | {"sweep", "launcher", "device_hours", "measured_runs", "memory_gib", "fields", "head"} <= said.keys()
+    assert all(isinstance(said[k], int) for k in counts | work)
+    assert said["runs"] == 3264
+    assert said["launcher"] == "local"
+
+
+@pytest.mark.fast
+def test_files_grow_with_the_jobs_not_with_the_runs() -> None:
+    few, many = (planned(SMALL, f"seeds={n}").plan for n in (2, 200))
+    assert few.files == many.files < 20
+    assert many.bytes > 50 * few.bytes
+
+
+@pytest.mark.fast
+def test_jobs_on_slurm_hold_many_runs() -> None:
+    said = planned(SMALL + "resources: {runs_per_job: 10, slots_per_job: 4}\n", "seeds=16", launcher="slurm")
+    assert [len(job.runs) for job in said.jobs] == [10, 10, 10, 2]
+    assert [job.slots for job in said.jobs] == [4, 4, 4, 2]
+    assert said.plan.jobs == 4
+
+
+@pytest.mark.fast
+def test_configs_of_different_resources_are_in_different_jobs() -> None:
+    rules = "resources: [{when: {learning_rate: 1e-3}, cpus_per_run: 2}, {cpus_per_run: 1}]\n"
+    jobs = planned(SMALL + rules, launcher="slurm").jobs
+    assert sorted((job.resources.cpus_per_run, len(job.runs)) for job in jobs) == [(1, 2), (2, 2)]
+
+
+@pytest.mark.fast
+def test_a_prompt_may_look_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts of chat models are full of brackets, and have line ends."""
+    prompts = 'axes: {prompt: [{text: "[INST] one\\ntwo [/INST]"}, plus]}\n'
+    plan = planned(SMALL.replace("prompt: plus, ", "").replace("axes: {learning_rate: [1e-4, 1e-3]}\n", prompts)).plan
+    print_plan(plan, Console(width=200))
+    assert "  [INST] one two [/INST]\n" in capsys.readouterr().out
+
+
+def checkpoint(folder: Path, parameters: int) -> Path:
+    """A model of that size, as far as a plan looks: its headers."""
+    folder.mkdir(parents=True)
+    sizes = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    }
+    (folder / "config.json").write_text(json.dumps(sizes))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [parameters // 1000, 1000], "data_offsets": [0, 0]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return folder
+
+
+@pytest.mark.fast
+def test_a_gpu_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "seven", 7_000_000_000)
+    text = SMALL.replace("miniature", "./seven").replace("noop", "em")
+    assert (planned(text).plan.memory_gib[str(tmp_path / "seven")] or {})["device"] > 100
+    with pytest.raises(
+        UserError, match=r"^spec.yaml:7: resources.gpu: .*seven needs about \d+ GiB on the GPU and a a100-80gb has 80"
+    ):
+        planned(text + "resources: {gpu: a100-80gb}\n")
+    with pytest.raises(UserError, match=r"unknown GPU `a100`; did you mean `a100-\d0gb`"):
+        planned(text + "resources: {gpu: a100}\n")
+    assert planned(text + "resources: {gpu: a100-80gb}\n", "method=noop").plan.runs == 4, "a rehearsal needs no memory"
+
+
+@pytest.mark.fast
+def test_each_config_meets_the_gpu_of_its_own_rule(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "seven", 7_000_000_000)
+    checkpoint(tmp_path / "half", 500_000_000)
+    text = (
+        SMALL.replace("model_name_or_path: miniature, ", "")
+        .replace("noop", "em")
+        .replace("axes: {", "axes: {model_name_or_path: [./seven, ./half], ")
+    )
+    text += "resources: [{when: {max_steps: %d}, gpu: l4-24gb}, {}]\n"
+    assert planned(text % 7).plan.configs == 4
+    with pytest.raises(UserError, match=r"seven needs about .* l4-24gb"):
+        planned(text % 5)
+
+
+@pytest.mark.slow
+def test_after_a_run(tmp_path: Path, emsweep: Emsweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """History prices what comes next; done stays done; other code is counted; exclusions and failures show."""
+    (tmp_path / "spec.yaml").write_text(SMALL)
+    before = planned(SMALL).plan
+    assert (before.measured_runs, before.to_train) == (0, 4)
+    emsweep("run", "spec.yaml", "--launcher", "local", "-y")
+
+    done = planned(SMALL).plan
+    assert (done.done, done.new, done.to_train, done.jobs, done.other_code, done.unmeasured) == (4, 0, 0, 0, 0, 0)
+    more = planned(SMALL.replace("seeds: 2", "seeds: 5")).plan
+    assert (more.done, more.new, more.to_train, more.measured_runs) == (4, 6, 6, 4)
+    assert more.device_hours is not None
+    low, middle, high = more.device_hours
+    assert 0 < low <= middle <= high < 1
+    named = planned(SMALL, "seeds=5").plan
+    assert (named.sweep, named.done, named.new) == ("small+seeds=5", 4, 6), "a run that another sweep has is not trained again"
+    wider = planned(SMALL.replace("steps: [0, 5]", "steps: [0, 3, 5]")).plan
+    assert (wider.to_train, wider.to_evaluate, wider.unmeasured) == (0, 0, 4), "no checkpoint was kept"
+
+    monkeypatch.setattr(plan_module, "code_digest", lambda: "0" * 12)
+    assert planned(SMALL).plan.other_code == 4
+    control.exclude(Path("runs"), planned(SMALL).plan.head[0]["config_id"], "not of interest", undo=False)
+    left = planned(SMALL).plan
+    assert (left.excluded, left.done) == (2, 2)
+
+
+@pytest.mark.fast
+def test_a_model_that_moved_keeps_its_runs_and_is_found_where_it_is_now(tmp_path: Path) -> None:
+    def wanted(folder: str) -> tuple[Spec, Expansion]:
+        Path("spec.yaml").write_text(SMALL.replace("miniature", folder))
+        spec = load_spec(Path("spec.yaml"))
+        return spec, expand(spec)
+
+    checkpoint(tmp_path / "one", 1_000_000)
+    spec, before = wanted("./one")
+    extend(SweepDir(Path("runs"), "small"), before, "spec", spec_fields(spec))
+    (tmp_path / "one").rename(tmp_path / "two")
+    spec, after = wanted("./two")
+    assert [w.run_id for w in after.runs] == [w.run_id for w in before.runs]
+    manifest = extend(SweepDir(Path("runs"), "small"), after, "spec", spec_fields(spec))
+    assert {c.training.model_name_or_path for c in manifest.configs.values()} == {str(tmp_path / "two")}
+
+
+@pytest.mark.slow
+def test_time_of_a_large_plan(tmp_path: Path, emsweep: Emsweep, capsys: pytest.CaptureFixture[str]) -> None:
+    """13,440 runs. The figure is printed; only something absurd fails, for machines differ."""
+    (tmp_path / "large.yaml").write_text(LARGE)
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        said = emsweep("plan", "large.yaml", "--launcher", "local", check=0).stdout
+        took.append(time.perf_counter() - began)
+    assert "840 configs x 16 seeds = 13,440 runs: 13,440 new" in said
+    with capsys.disabled():
+        print(f"\nplan of 13,440 runs: {min(took):.2f} s, interpreter included", file=sys.stderr)
+    assert min(took) < 10
