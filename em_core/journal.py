@@ -336,19 +336,24 @@ class JobTryReader:
         found = read_lines(self.path, self._offset, STATE_PREFIXES)
         self._offset = found.end
         for _, line in found.lines:
-            r = decode(line)
-            if r is None:
+            try:
+                self._take(decode(line) or {})
+            except (KeyError, ValueError):  # torn, or of a version that this one does not know
                 self._bad += 1
-            elif r["kind"] == "run_start":
-                self._starts[r["run_id"], r["attempt"]] = r
-            elif r["kind"] == "run_end":
-                self._ends.setdefault((r["run_id"], r["attempt"]), r)
-            elif r["kind"] == "job_start":
-                self._start = r
-            elif r["kind"] == "job_end":
-                self._ended = r["reason"]
         attempts = tuple(self._attempt(key) for key in self._starts | self._ends)
         return JobTry(self.job, self.try_, self._start, self._ended, attempts, self._bad + found.torn)
+
+    def _take(self, r: Record) -> None:
+        match r["kind"]:
+            case "run_start":
+                self._starts[r["run_id"], r["attempt"]] = r
+            case "run_end":
+                RunStatus(r["status"])
+                self._ends.setdefault((r["run_id"], r["attempt"]), r)
+            case "job_start":
+                self._start = r
+            case "job_end":
+                self._ended = r["reason"]
 
     def _attempt(self, key: tuple[str, int]) -> Attempt:
         end = self._ends.get(key)

@@ -250,7 +250,7 @@ def _load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def main(args: Any = None) -> None:

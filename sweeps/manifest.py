@@ -98,7 +98,8 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
         if eval_id not in before.evaluations:
             batch.append(("evaluation", {"eval_id": eval_id, "evaluation": evaluation.model_dump(), "steps": list(steps)}))
     for c in expansion.configs:
-        if c.config_id not in before.configs:
+        # Also where the same model moved to another folder: jobs load it from where it is now.
+        if before.configs.get(c.config_id) != c:
             fields = {"config_id": c.config_id, "model": c.model, "prompt_name": c.prompt_name}
             batch.append(("config", {**fields, "training": c.training.model_dump()}))
     known = {(r.run_id, arm) for r in before.runs.values() for arm in r.arms}

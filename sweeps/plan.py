@@ -200,9 +200,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     states = [("new", plan.new), ("done", plan.done), ("running", plan.running), ("queued", plan.queued)]
     states += [("failed", plan.failed), ("interrupted", plan.interrupted), ("excluded", plan.excluded)]
     said = ", ".join(f"{n:,} {word}" for word, n in states if n) or "nothing"
-    console.print(
-        f"[bold]{plan.sweep}[/bold]: {plan.configs:,} configs x {plan.seeds} seeds = {plan.runs:,} runs: {said}", soft_wrap=True
-    )
+    console.print(f"{plan.sweep}: {plan.configs:,} configs x {plan.seeds} seeds = {plan.runs:,} runs: {said}", soft_wrap=True)
     if plan.collapsed:
         console.print(
             f"  {plan.collapsed:,} points repeat a config: they differ only in fields their method does not read, or not at all",
@@ -229,7 +227,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True, markup=False)
         else:
             console.print(
-                f"  {model}: about {parts['device']:.2f} GiB per run on the device, {parts['host']:.2f} GiB on the host",
+                f"  {model}: about {_memory(parts['device'])} per run on the device, {_memory(parts['host'])} on the host",
                 soft_wrap=True,
                 markup=False,
             )
@@ -237,6 +235,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(line, soft_wrap=True, markup=False)
     if plan.configs > len(plan.head):
         console.print(f"... and {plan.configs - len(plan.head):,} more configs (--json has every figure)", soft_wrap=True)
+
+
+def _memory(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
 def hours_text(plan: Plan) -> str:

@@ -118,7 +118,7 @@ def measurements(sweep: SweepDir, attempt: Attempt) -> list[Record]:
 
 def print_run(record: dict[str, Any], console: Console) -> None:
     """One run for a person."""
-    console.print(f"[bold]{record['run_id']}[/bold]  {record['state']}  seed {record['seed']}  in {', '.join(record['sweeps'])}")
+    console.print(f"{record['run_id']}  {record['state']}  seed {record['seed']}  in {', '.join(record['sweeps'])}")
     if record["excluded"]:
         console.print(f"excluded: {record['excluded']}")
     said = {k: v for k, v in record["training"].items() if k != "prompt"}
