@@ -35,6 +35,7 @@ _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": INK,
+    "text.parse_math": False,  # a prompt may hold a dollar sign
     "axes.labelcolor": MUTED,
     "axes.edgecolor": RULE,
     "axes.spines.top": False,
@@ -130,10 +131,9 @@ def _learning_curves(grid: Grid, folder: Path) -> Drawn:
         figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, labelcolor=MUTED)
     svg, files = _save(figure, folder, "curves")
     others = [f for f in grid.varied if f not in panels and f != colour]
-    over = f"the panel's configs, which differ in {_and(others)}," if others else "the runs of one config"
-    each = f"one seed, averaged over {over}" if others else "one seed"
+    over = f", averaged over configs that differ in {_and(others)}" if others else ""
     caption = (
-        f"Accuracy by training step (0 is the base model). Thin lines: {each}; bold line: the mean over seeds; "
+        f"Accuracy by training step (0 is the base model). Thin lines: one seed each{over}; bold line: the mean over seeds; "
         "band: 95% t-interval of the mean over seeds. Only completed runs."
     )
     return Drawn("curves", "Learning curves", caption, svg, files)

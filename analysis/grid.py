@@ -81,10 +81,13 @@ class Grid:
 
 
 def show(value: object) -> str:
-    """A config's value for a person: floats as short as they are exact, a missing one as `-`."""
+    """A config's value for a person: floats as short as they are exact, long texts cut, a missing one as `-`."""
     if value is None:
         return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def read_grid(db: Path, sweep: str) -> Grid:
