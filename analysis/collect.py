@@ -61,7 +61,7 @@ def collect(root: Path, db: Path) -> Collected:
             try:
                 attempts, runs, torn = _update(store.new_private(db, root), root, sweeps)
             except duckdb.IOException as error:
-                raise Fault(f"cannot write {store.private_path(db)}: {error}") from error
+                raise Fault(f"cannot write {store.private_path(db)}: {' '.join(str(error).split())}") from error
         published = not store.is_published(db)
         if published:
             store.publish(db)

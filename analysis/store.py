@@ -33,7 +33,7 @@ MEANING = 1
 """Bumped when collect.py changes what a stored number means; every private file is then rebuilt from the journals."""
 
 STORAGE_VERSION = "v1.0.0"
-"""Readable by DuckDB 1.0 and every later one."""
+"""The oldest format there is. With our views in it, DuckDB 1.1 and every later one read the file."""
 
 LOCK_SECONDS = 10.0
 _SQL_TYPES = {str: "VARCHAR", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE"}
@@ -164,6 +164,7 @@ def new_private(db: Path, root: Path) -> duckdb.DuckDBPyConnection:
 
 def _attach(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     quoted = str(path).replace("'", "''")
+    con.execute(f"SET temp_directory = '{quoted}.tmp'")  # where big queries spill; not the person's working folder
     con.execute(f"ATTACH '{quoted}' AS results (STORAGE_VERSION '{STORAGE_VERSION}')")
     con.execute("USE results")
 

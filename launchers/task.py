@@ -19,16 +19,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from em_core.config import Evaluation, Execution, RunRequest, TrainingConfig, steps_within
+from em_core.config import Evaluation, Execution, RunRequest, steps_within
 from em_core.errors import EmsweepError, Fault
-from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, read_job_try, read_lines
+from em_core.journal import Appender, Record, RunStatus, SweepDir, disk_faults
 from launchers import causes
+from launchers.assignment import Assignment, finished_before
 from launchers.snapshot import gpu_names, provenance
 
 TICK = 0.25
@@ -47,49 +47,6 @@ class Slot:
     pending: bytes = b""
     request: RunRequest | None = None
     started: float = 0.0
-
-
-@dataclass
-class Assignment:
-    """What the job was told so far. Follows an append-only file.
-
-    `finished` holds (run, mode) that an earlier try of the same job ended: a requeued job does only what is left.
-    """
-
-    path: Path
-    header: Record = field(default_factory=dict)
-    configs: dict[str, TrainingConfig] = field(default_factory=dict)
-    queue: deque[Record] = field(default_factory=deque)
-    cancelled: set[str] = field(default_factory=set)
-    finished: set[tuple[str, str]] = field(default_factory=set)
-    closed: bool = False
-    stop: str = ""
-    offset: int = 0
-
-    def follow(self) -> None:
-        """Take in what was appended since the last call."""
-        with contextlib.suppress(OSError):
-            if self.path.stat().st_size == self.offset:
-                return
-        found = read_lines(self.path, self.offset)
-        self.offset = found.end
-        for _, line in found.lines:
-            record = decode(line)
-            if record is None:
-                continue
-            match record["kind"]:
-                case "job":
-                    self.header = record
-                case "config":
-                    self.configs[record["config_id"]] = TrainingConfig(**record["training"])
-                case "run" if (record["run_id"], record["mode"]) not in self.finished:
-                    self.queue.append(record)
-                case "cancel":
-                    self.cancelled.add(record["run_id"])
-                case "stop":
-                    self.stop = record["reason"]
-                case "close":
-                    self.closed = True
 
 
 class Supervisor:
@@ -365,7 +322,7 @@ def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str 
     """Carry out one assignment in this process; returns the supervisor's exit code."""
     path = Path(assignment_path)
     sweep = SweepDir(path.parent.parent.parent, path.parent.parent.name)
-    assignment = Assignment(path, finished=_finished_before(sweep, path.stem, try_))
+    assignment = Assignment(path, finished=finished_before(sweep, path.stem, try_))
     assignment.follow()
     if not assignment.header:
         raise Fault(f"{path} is no assignment: the folder of the runs is not what this node sees under that path")
@@ -380,13 +337,6 @@ def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str 
     if launcher == "local":
         supervisor.watch_stdin()
     return supervisor.run()
-
-
-def _finished_before(sweep: SweepDir, job: str, try_: int) -> set[tuple[str, str]]:
-    """(run, mode) that earlier tries of this job brought to an outcome or to a failure."""
-    ended = {RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED}
-    earlier = [read_job_try(sweep.journal(job, t)) for t in range(try_)]
-    return {(a.run_id, a.mode) for t in earlier for a in t.attempts if a.status in ended}
 
 
 def main() -> None:

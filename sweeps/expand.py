@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import itertools
 import math
-import random as random_module
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from em_core.config import METHODS, Evaluation, Scalar, TrainingConfig, canonical, config_id, run_id, steps_within
+from em_core.config import METHODS, Evaluation, TrainingConfig, config_id, run_id, steps_within
 from em_core.errors import UserError
 from em_core.models import model_key, resolve_model
 from em_core.tasks import BUILT_IN, load_task, task_key
+from sweeps.axes import MAX_RUNS, checked, drawn, values_of
+from sweeps.complaints import said_as, unknown
 from sweeps.prompts import resolve_prompt
-from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches, said_as, unknown
+from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
 EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
-MAX_RUNS = 2_000_000
-"""More is a slip of the pen, and would fill the memory before it is noticed."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _expand(spec: Spec) -> Expansion:
 def _points(spec: Spec, seeds: int) -> Iterator[tuple[str | None, Fields]]:
     """(arm, field values) of every point, before links and defaults."""
     fixed = spec.overrides
-    base = {k: _checked(k, v, ("base", k)) for k, v in spec.base.items()} | fixed
+    base = {k: checked(k, v, ("base", k)) for k, v in spec.base.items()} | fixed
     axes = [_axis(name, raw, ("axes", name)) for name, raw in spec.axes.items() if name not in fixed]
     blocks = [_block(rows, ("zip", i)) for i, rows in enumerate(spec.zip)]
     blocks = [[{k: v for k, v in row.items() if k not in fixed} for row in rows] for rows in blocks]
@@ -128,19 +127,19 @@ def _arms(spec: Spec) -> list[tuple[str | None, list[list[Fields]]]]:
             if isinstance(raw, list) or (isinstance(raw, dict) and field != "prompt"):
                 own.append(_axis(field, raw, ("arms", name, field)))
             else:
-                fixed[field] = _checked(field, raw, ("arms", name, field))
+                fixed[field] = checked(field, raw, ("arms", name, field))
         arms.append((name, [[fixed], *own]))
     return arms
 
 
 def _axis(name: str, raw: Any, path: Path_) -> list[Fields]:
     """An axis as rows of one field."""
-    return [{name: value} for value in _values(name, raw, path)]
+    return [{name: value} for value in values_of(name, raw, path)]
 
 
 def _block(block: dict[str, Any], path: Path_) -> list[Fields]:
     """A zip block as rows: its axes advance together."""
-    columns = {name: _values(name, raw, (*path, name)) for name, raw in block.items()}
+    columns = {name: values_of(name, raw, (*path, name)) for name, raw in block.items()}
     if not columns:
         raise SpecError(path, "an empty zip block")
     lengths = {name: len(values) for name, values in columns.items()}
@@ -170,104 +169,8 @@ def _with_random(blocks: list[list[Fields]], draw: Random | None, fixed: set[str
         raise SpecError(
             ("random", "fields", missing[0]), f"`{missing[0]}` has no axis while `{', '.join(merged[0])}` has: give all or none"
         )
-    drawn = [{n: _draw(draw, n, i) for n in names} for i in range(draw.count)]
-    return [*(rows for rows in blocks if rows not in touched), merged + drawn]
-
-
-def _draw(draw: Random, name: str, index: int) -> Any:
-    """The `index`-th draw of a field: keyed, so that a larger count keeps the earlier points."""
-    path: Path_ = ("random", "fields", name)
-    rng = random_module.Random(f"{draw.seed}/{name}/{index}")
-    if len(draw.fields[name]) != 1:
-        raise SpecError(path, "needs exactly one of uniform, loguniform, randint, choice")
-    [(kind, given)] = draw.fields[name].items()
-    if kind == "choice":
-        if not given:
-            raise SpecError(path, "an empty choice")
-        return _checked(name, rng.choice(given), path)
-    if kind not in ("uniform", "loguniform", "randint"):
-        raise SpecError(path, unknown("distribution", kind, ("uniform", "loguniform", "randint", "choice")))
-    numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
-    if len(numbers) != 2 or len(given) != 2 or numbers[0] > numbers[1]:
-        raise SpecError(path, f"{kind} needs [low, high], two finite numbers with low <= high")
-    low, high = numbers
-    if kind == "randint":
-        if not (isinstance(low, int) and isinstance(high, int)):
-            raise SpecError(path, "randint needs whole numbers")
-        return _checked(name, rng.randint(low, high), path)
-    if kind == "loguniform":
-        if low <= 0:
-            raise SpecError(path, "loguniform needs bounds above 0")
-        return _checked(name, canonical(math.exp(rng.uniform(math.log(low), math.log(high)))), path)
-    return _checked(name, canonical(rng.uniform(low, high)), path)
-
-
-# -- values -----------------------------------------------------------------------------------------------------
-
-
-SPACINGS = ("geomspace", "linspace", "range")
-
-
-def _values(name: str, raw: Any, path: Path_) -> list[Any]:
-    """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
-    if name not in TrainingConfig.model_fields:
-        check_field(name, None, path)
-    if isinstance(raw, dict) and len(raw) == 1:
-        raw = _spaced(name, raw, path)
-    if not isinstance(raw, list):
-        hint = " (or {geomspace|linspace: [first, last, count]}, {range: [first, last, step]})"
-        raise SpecError(path, f"an axis needs a list of values{hint}; a single value belongs under `base:`")
-    if not raw:
-        raise SpecError(path, "an empty axis: no run has no value")
-    values = [_checked(name, value, (*path, i)) for i, value in enumerate(raw)]
-    seen: set[str] = set()
-    for i, value in enumerate(values):
-        if repr(value) in seen:
-            raise SpecError((*path, i), f"{said_as(value)} is in the axis twice")
-        seen.add(repr(value))
-    return values
-
-
-def _checked(name: str, value: Any, path: Path_) -> Any:
-    """A field's value, validated. A prompt may be a mapping; it is resolved later."""
-    if name == "prompt" and isinstance(value, dict):
-        return value
-    value = check_field(name, value, path)
-    return canonical(value) if isinstance(value, float) else value
-
-
-def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
-    """geomspace / linspace [first, last, count] and range [first, last, step], ends included."""
-    [(kind, given)] = raw.items()
-    if kind not in SPACINGS:
-        raise SpecError(path, unknown("spacing", kind, SPACINGS))
-    third = "step" if kind == "range" else "count"
-    numbers = given if isinstance(given, list) else []
-    if len(numbers) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
-        raise SpecError(path, f"{kind} needs [first, last, {third}], three finite numbers")
-    first, last, by = numbers
-    if kind == "range":
-        if by == 0 or (last - first) / by < 0:
-            raise SpecError(path, f"range [{first}, {last}, {by}] is empty: the step leads away from the last value")
-        if (last - first) / by >= MAX_RUNS:
-            raise SpecError(path, f"range [{first}, {last}, {by}] has too many values; the limit is {MAX_RUNS:,}")
-        values = [first + i * by for i in range(math.floor((last - first) / by + 1e-9) + 1)]
-    else:
-        if not isinstance(by, int) or by < 1:
-            raise SpecError(path, f"{kind} needs a count of at least 1, not {by!r}")
-        if by > MAX_RUNS:
-            raise SpecError(path, f"{by:,} values; the limit is {MAX_RUNS:,}")
-        if kind == "geomspace" and (first <= 0 or last <= 0):
-            raise SpecError(path, "geomspace needs a first and last value above 0")
-        if kind == "geomspace":
-            values = [first * (last / first) ** (i / max(1, by - 1)) for i in range(by)]
-        else:
-            values = [first + (last - first) * i / max(1, by - 1) for i in range(by)]
-        if by > 1:
-            values[-1] = last
-    rounded = [float(f"{v:.12g}") for v in values]
-    whole = TrainingConfig.model_fields[name].annotation is int
-    return [int(v) if whole and v.is_integer() else v for v in rounded]
+    points = [{n: drawn(draw, n, i) for n in names} for i in range(draw.count)]
+    return [*(rows for rows in blocks if rows not in touched), merged + points]
 
 
 def _seeds(spec: Spec) -> list[int]:

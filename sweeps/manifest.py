@@ -15,8 +15,8 @@ from typing import Any, Literal
 from em_core.config import Evaluation, TrainingConfig
 from em_core.errors import Fault, UserError
 from em_core.journal import Record, SweepDir, append_batch, disk_faults, read_records, sweeps_under
+from sweeps.complaints import unknown
 from sweeps.expand import Config, EvaluationSteps, Expansion
-from sweeps.spec import unknown
 
 LEFT_THE_SPEC = "no longer in the spec"
 """Reason of the exclusion marks that an edited spec makes, and that it takes back when the run returns."""

@@ -11,9 +11,10 @@ from em_core.config import TrainingConfig, steps_within
 from em_core.journal import RunStatus, SweepDir, decode, read_lines, sweeps_under
 from em_core.models import memory_estimate, param_count
 from em_core.tasks import load_task
+from sweeps.complaints import unknown
 from sweeps.expand import Config
 from sweeps.manifest import Manifest, read_manifest
-from sweeps.spec import Spec, unknown
+from sweeps.spec import Spec
 from sweeps.yamlfile import SpecError
 
 GPU_GIB = {
@@ -60,7 +61,7 @@ def measured(sweep: SweepDir, configs: Mapping[str, Config]) -> dict[str, Second
     known: dict[tuple[str, str], Seconds] = {}
     for key, rate in rates.items():
         if rate:
-            tenths = statistics.quantiles(rate, n=10) if len(rate) > 1 else [rate[0]] * 9
+            tenths = statistics.quantiles(rate, n=10, method="inclusive") if len(rate) > 1 else [rate[0]] * 9
             known[key] = Seconds(statistics.median(rate), tenths[0], tenths[-1], len(rate))
     found = {}
     for c in configs.values():

@@ -9,7 +9,7 @@ from typing import Any
 
 from em_core.errors import UserError
 from em_core.prompts import PROMPTS
-from sweeps.spec import unknown
+from sweeps.complaints import unknown
 
 
 def resolve_prompt(raw: Any, folder: Path) -> tuple[str, str]:

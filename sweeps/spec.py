@@ -5,7 +5,6 @@ Precedence: site < spec < command line. Every mistake is one line with the YAML 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 
 from em_core.config import METHODS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
+from sweeps.complaints import complaint, said_as, unknown
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
@@ -240,14 +240,6 @@ def unknown_field(name: str) -> str:
     return unknown("field", name, TrainingConfig.model_fields)
 
 
-def unknown(what: str, name: object, valid: Iterable[str]) -> str:
-    """`unknown field `lerning_rate`; did you mean `learning_rate`?`"""
-    names = list(valid)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    known = "`emsweep schema` lists what there is" if len(names) > 24 else f"known: {', '.join(names) or 'none'}"
-    return f"unknown {what} `{name}`; " + (f"did you mean `{near[0]}`?" if near else known)
-
-
 def matches(rule: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     """True where every field of the rule agrees: numbers by closeness, a list as any of, absent fields by their default."""
 
@@ -272,44 +264,6 @@ def check_rule(rule: Mapping[str, Any], path: Path_, arms: Iterable[str] | None 
                     raise SpecError((*path, name), unknown("arm", value, arms))
             elif name != "prompt":
                 check_field(name, value, (*path, name))
-
-
-def complaint(error: Any) -> str:
-    """One pydantic error in a person's words."""
-    kind, context = error["type"], error.get("ctx", {})
-    said = said_as(error.get("input"))
-    match kind:
-        case "float_type" | "float_parsing":
-            return f"{said} is not a number"
-        case "int_type" | "int_parsing" | "int_from_float":
-            return f"{said} is not a whole number"
-        case "bool_type":
-            return f"{said} is not true or false"
-        case "string_type":
-            return f"{said} is not text"
-        case "list_type":
-            return f"{said} is not a list"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return f"{said} is not a mapping"
-        case "finite_number":
-            return f"{said} is not finite"
-        case "missing":
-            return "is missing"
-        case "too_short" | "string_too_short":
-            return "must not be empty"
-        case "string_too_long":
-            return f"is longer than {context['max_length']} characters"
-        case "string_pattern_mismatch":
-            return f"{said} does not have the form {context['pattern']}"
-        case _:
-            text = error["msg"].removeprefix("Input should be ").removeprefix("Value should have ")
-            return f"{said} must be {text}" if error["msg"].startswith("Input should be") else f"{said}: {error['msg']}"
-
-
-def said_as(value: Any) -> str:
-    """A value as it was written in YAML, shortened."""
-    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 FORMS = {

@@ -90,7 +90,7 @@ def main() -> None:
             ours = 96 / seconds * 60
             theirs = 12 / one_process_per_run(root, 12) * 60
             ratios.append(ours / theirs)
-            print(f"runs per minute: sweep {ours:.0f} (96 runs), one process per run {theirs:.0f} (12 runs), ratio {ours / theirs:.1f}")
+            print(f"runs per minute: sweep {ours:.0f} (96), one process per run {theirs:.0f} (12), ratio {ours / theirs:.1f}")
         print(f"ratio, median of {len(ratios)}: {statistics.median(ratios):.1f} (min {min(ratios):.1f}, max {max(ratios):.1f})")
         (folder / "big.yaml").write_text(BIG % (28, 16))
         print(f"emsweep --help: {seconds_of('--help', cwd=folder):.2f} s")

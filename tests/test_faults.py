@@ -147,7 +147,8 @@ def test_a_damaged_journal_tail_costs_only_what_it_held(folder: Path, emsweep: E
     said = emsweep("run", "plant.yaml", "--launcher", "local", check=0).stdout
     assert f"{12 - missing} done" in said
     assert numbers(folder / "runs") == expected
-    rows = emsweep("sql", "SELECT count(*) AS n, count(DISTINCT run_id) AS r FROM runs WHERE status = 'completed'", "--format", "csv")
+    completed = "SELECT count(*) AS n, count(DISTINCT run_id) AS r FROM runs WHERE status = 'completed'"
+    rows = emsweep("sql", completed, "--format", "csv")
     assert rows.stdout.split() == ["n,r", "12,12"]
 
 
@@ -155,7 +156,7 @@ def test_cancel_a_run_and_a_sweep_and_go_on(folder: Path, emsweep: Emsweep) -> N
     process = start(folder, "local", {STEP_SECONDS: "0.3"})
     until(folder, 2)
     waiting = [r for r, s in look(folder).states.items() if s is RunStatus.QUEUED][-1]
-    running = [r for r, s in look(folder).states.items() if s is RunStatus.RUNNING][0]
+    running = next(r for r, s in look(folder).states.items() if s is RunStatus.RUNNING)
     for run_id in (waiting, running):
         assert "1 runs cancelled" in emsweep("cancel", run_id, check=0).stdout
     deadline = time.monotonic() + 10
@@ -256,5 +257,3 @@ def test_noop_never_imports_torch_from_command_to_worker(folder: Path) -> None:
     process.communicate(timeout=120)
     assert len(maps) >= 4
     assert not any("libtorch" in m for m in maps)
-
-

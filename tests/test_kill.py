@@ -104,7 +104,9 @@ def undisturbed(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return numbers(folder / "runs")
 
 
-def torture(folder: Path, launcher: str, kills: int, seed: int, env: Mapping[str, str], pause: tuple[float, float]) -> dict[str, int]:
+def torture(
+    folder: Path, launcher: str, kills: int, seed: int, env: Mapping[str, str], pause: tuple[float, float]
+) -> dict[str, int]:
     """Start, kill something -9 at a random instant, start again; `kills` times, then let it finish. Returns what happened."""
     rng = random.Random(seed)
     (folder / "plant.yaml").write_text(SPEC)
@@ -160,7 +162,7 @@ def check(folder: Path, expected: dict[str, list[dict[str, Any]]], launcher: str
         rows = db.sql("SELECT count(*), count(DISTINCT run_id) FROM runs WHERE status = 'completed'").fetchall()[0]
         evals = db.sql("SELECT count(*), count(DISTINCT (run_id, step, eval_id)) FROM evals").fetchall()[0]
         metrics = db.sql("SELECT count(*), count(DISTINCT (run_id, step, name)) FROM metrics").fetchall()[0]
-    print(f"\n{launcher}: {table['kills']} kills {table}, {len(tries)} attempts, {lost} lost, {wrong} wrong, db {rows} {evals} {metrics}")
+    print(f"\n{launcher}: {table}, {len(tries)} attempts, {lost} lost, {wrong} wrong, db {rows} {evals} {metrics}")
     assert set(read_manifest(sweep).runs) == set(expected)
     assert lost == 0
     assert wrong == 0

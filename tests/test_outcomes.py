@@ -56,7 +56,8 @@ def test_nan_is_an_outcome_an_exception_a_failure_and_neighbours_go_on(tmp_path:
         assert "Traceback" in row["traceback"]
     nan = "SELECT count(*) AS n FROM metrics WHERE name = 'loss' AND isnan(value)"
     assert emsweep("sql", nan, "--format", "csv", check=0).stdout.split() == ["n", "2"]
-    best = emsweep("sql", "SELECT arm FROM cells WHERE step = 3 ORDER BY mean DESC NULLS LAST LIMIT 1", "--format", "csv", check=0)
+    top = "SELECT arm FROM cells WHERE step = 3 ORDER BY mean DESC NULLS LAST LIMIT 1"
+    best = emsweep("sql", top, "--format", "csv", check=0)
     assert best.stdout.split() == ["arm", "fine"]
 
 

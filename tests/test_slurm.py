@@ -20,7 +20,7 @@ from tests.test_kill import numbers
 
 SPEC = """
 name: plant
-base: {{model_name_or_path: miniature, prompt: plus, method: {method}, max_steps: 3, num_generations: 4, max_completion_length: 16}}
+base: {{model_name_or_path: miniature, prompt: plus, method: {method}, max_steps: 3, num_generations: 4}}
 axes:
   learning_rate: [1.0e-4, 5.0e-4]
   temperature: [0.3, 0.7]
@@ -40,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.fast
 def test_resources_become_submitit_parameters() -> None:
-    resources = {"cpus_per_run": 2, "gpus_per_run": 1, "mem_gb": 1.5, "timeout_min": 30, "slurm_partition": "gpu", "slurm_qos": "high"}
+    resources = {"cpus_per_run": 2, "gpus_per_run": 1, "mem_gb": 1.5, "timeout_min": 30}
+    resources |= {"slurm_partition": "gpu", "slurm_qos": "high"}
     said = submitit_parameters(Batch("t", ("j",), 4, resources, ("module load cuda",)))
     chdir = said.pop("additional_parameters")["chdir"]
     assert (Path(chdir) / "em_core").is_dir()
@@ -134,7 +135,8 @@ def test_cancel_ends_the_jobs_on_slurm(folder: Path, slurm: SlurmCluster, emswee
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_refused_submission_is_one_line_and_leaves_nothing_waiting(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
-    refused = emsweep("run", "plant.yaml", "--launcher", "slurm", "--set", "resources.slurm_partition=nowhere", env=slurm.env(), check=1)
+    nowhere = ("--launcher", "slurm", "--set", "resources.slurm_partition=nowhere")
+    refused = emsweep("run", "plant.yaml", *nowhere, env=slurm.env(), check=1)
     # sbatch's own words come first (submitit passes them on), ours last.
     assert refused.stderr.splitlines()[-1].startswith("emsweep: Slurm refused the jobs: ")
     assert "partition" in refused.stderr.splitlines()[-1]
@@ -146,9 +148,10 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing_waiting(folder: Pat
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_a_cluster_that_does_not_answer_is_never_trained_around(folder: Path, slurm: SlurmCluster, emsweep: Emsweep, tmp_path: Path) -> None:
-    (tmp_path / "dead.conf").write_text((slurm.dir / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1 #"))
-    said = emsweep("run", "plant.yaml", env={**slurm.env(), "SLURM_CONF": str(tmp_path / "dead.conf")})
+def test_a_cluster_that_does_not_answer_is_never_trained_around(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    dead = folder / "dead.conf"
+    dead.write_text((slurm.dir / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1 #"))
+    said = emsweep("run", "plant.yaml", env={**slurm.env(), "SLURM_CONF": str(dead)})
     assert said.returncode == 1
     assert "--launcher local" in said.stderr
     assert not (folder / "runs").exists()

@@ -1,0 +1,61 @@
+"""What a job was told to do: an append-only file with one writer, followed while the job runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from em_core.config import TrainingConfig
+from em_core.journal import Record, RunStatus, SweepDir, decode, read_job_try, read_lines
+
+
+@dataclass
+class Assignment:
+    """What the job was told so far. Follows an append-only file.
+
+    `finished` holds (run, mode) that an earlier try of the same job ended: a requeued job does only what is left.
+    """
+
+    path: Path
+    header: Record = field(default_factory=dict)
+    configs: dict[str, TrainingConfig] = field(default_factory=dict)
+    queue: deque[Record] = field(default_factory=deque)
+    cancelled: set[str] = field(default_factory=set)
+    finished: set[tuple[str, str]] = field(default_factory=set)
+    closed: bool = False
+    stop: str = ""
+    offset: int = 0
+
+    def follow(self) -> None:
+        """Take in what was appended since the last call."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size == self.offset:
+                return
+        found = read_lines(self.path, self.offset)
+        self.offset = found.end
+        for _, line in found.lines:
+            record = decode(line)
+            if record is None:
+                continue
+            match record["kind"]:
+                case "job":
+                    self.header = record
+                case "config":
+                    self.configs[record["config_id"]] = TrainingConfig(**record["training"])
+                case "run" if (record["run_id"], record["mode"]) not in self.finished:
+                    self.queue.append(record)
+                case "cancel":
+                    self.cancelled.add(record["run_id"])
+                case "stop":
+                    self.stop = record["reason"]
+                case "close":
+                    self.closed = True
+
+
+def finished_before(sweep: SweepDir, job: str, try_: int) -> set[tuple[str, str]]:
+    """(run, mode) that earlier tries of this job brought to an outcome or to a failure."""
+    ended = {RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED}
+    earlier = [read_job_try(sweep.journal(job, t)) for t in range(try_)]
+    return {(a.run_id, a.mode) for t in earlier for a in t.attempts if a.status in ended}

@@ -1,0 +1,106 @@
+"""The values of an axis: lists, spacings and random draws, each value checked and rounded as it is hashed."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from em_core.config import Scalar, TrainingConfig, canonical
+from sweeps.complaints import said_as, unknown
+from sweeps.spec import Random, check_field
+from sweeps.yamlfile import Path_, SpecError
+
+MAX_RUNS = 2_000_000
+"""Most runs, seeds or values a spec may ask for: beyond it is a typing error."""
+SPACINGS = ("geomspace", "linspace", "range")
+
+
+def values_of(name: str, raw: Any, path: Path_) -> list[Any]:
+    """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
+    if name not in TrainingConfig.model_fields:
+        check_field(name, None, path)
+    if isinstance(raw, dict) and len(raw) == 1:
+        raw = _spaced(name, raw, path)
+    if not isinstance(raw, list):
+        hint = " (or {geomspace|linspace: [first, last, count]}, {range: [first, last, step]})"
+        raise SpecError(path, f"an axis needs a list of values{hint}; a single value belongs under `base:`")
+    if not raw:
+        raise SpecError(path, "an empty axis: no run has no value")
+    values = [checked(name, value, (*path, i)) for i, value in enumerate(raw)]
+    seen: set[str] = set()
+    for i, value in enumerate(values):
+        if repr(value) in seen:
+            raise SpecError((*path, i), f"{said_as(value)} is in the axis twice")
+        seen.add(repr(value))
+    return values
+
+
+def checked(name: str, value: Any, path: Path_) -> Any:
+    """A field's value, validated. A prompt may be a mapping; it is resolved later."""
+    if name == "prompt" and isinstance(value, dict):
+        return value
+    value = check_field(name, value, path)
+    return canonical(value) if isinstance(value, float) else value
+
+
+def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
+    """geomspace / linspace [first, last, count] and range [first, last, step], ends included."""
+    [(kind, given)] = raw.items()
+    if kind not in SPACINGS:
+        raise SpecError(path, unknown("spacing", kind, SPACINGS))
+    third = "step" if kind == "range" else "count"
+    numbers = given if isinstance(given, list) else []
+    if len(numbers) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
+        raise SpecError(path, f"{kind} needs [first, last, {third}], three finite numbers")
+    first, last, by = numbers
+    if kind == "range":
+        if by == 0 or (last - first) / by < 0:
+            raise SpecError(path, f"range [{first}, {last}, {by}] is empty: the step leads away from the last value")
+        if (last - first) / by >= MAX_RUNS:
+            raise SpecError(path, f"range [{first}, {last}, {by}] has too many values; the limit is {MAX_RUNS:,}")
+        values = [first + i * by for i in range(math.floor((last - first) / by + 1e-9) + 1)]
+    else:
+        if not isinstance(by, int) or by < 1:
+            raise SpecError(path, f"{kind} needs a count of at least 1, not {by!r}")
+        if by > MAX_RUNS:
+            raise SpecError(path, f"{by:,} values; the limit is {MAX_RUNS:,}")
+        if kind == "geomspace" and (first <= 0 or last <= 0):
+            raise SpecError(path, "geomspace needs a first and last value above 0")
+        if kind == "geomspace":
+            values = [first * (last / first) ** (i / max(1, by - 1)) for i in range(by)]
+        else:
+            values = [first + (last - first) * i / max(1, by - 1) for i in range(by)]
+        if by > 1:
+            values[-1] = last
+    rounded = [float(f"{v:.12g}") for v in values]
+    whole = TrainingConfig.model_fields[name].annotation is int
+    return [int(v) if whole and v.is_integer() else v for v in rounded]
+
+
+def drawn(draw: Random, name: str, index: int) -> Any:
+    """The `index`-th draw of a field: keyed, so that a larger count keeps the earlier points."""
+    path: Path_ = ("random", "fields", name)
+    rng = random.Random(f"{draw.seed}/{name}/{index}")
+    if len(draw.fields[name]) != 1:
+        raise SpecError(path, "needs exactly one of uniform, loguniform, randint, choice")
+    [(kind, given)] = draw.fields[name].items()
+    if kind == "choice":
+        if not given:
+            raise SpecError(path, "an empty choice")
+        return checked(name, rng.choice(given), path)
+    if kind not in ("uniform", "loguniform", "randint"):
+        raise SpecError(path, unknown("distribution", kind, ("uniform", "loguniform", "randint", "choice")))
+    numbers = [v for v in given if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) != 2 or len(given) != 2 or numbers[0] > numbers[1]:
+        raise SpecError(path, f"{kind} needs [low, high], two finite numbers with low <= high")
+    low, high = numbers
+    if kind == "randint":
+        if not (isinstance(low, int) and isinstance(high, int)):
+            raise SpecError(path, "randint needs whole numbers")
+        return checked(name, rng.randint(low, high), path)
+    if kind == "loguniform":
+        if low <= 0:
+            raise SpecError(path, "loguniform needs bounds above 0")
+        return checked(name, canonical(math.exp(rng.uniform(math.log(low), math.log(high)))), path)
+    return checked(name, canonical(rng.uniform(low, high)), path)
