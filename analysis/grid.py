@@ -81,11 +81,11 @@ class Grid:
 
 
 def show(value: object) -> str:
-    """A config's value for a person: floats as short as they are exact, long texts cut, a missing one as `-`."""
+    """A config's value for a person: floats to six digits, long texts cut, a missing one as `-`."""
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.12g}"
+        return f"{value:.6g}"
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else text[:59] + "…"
 

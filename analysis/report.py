@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -30,18 +30,34 @@ HEADINGS = {
 }
 
 
+WIDEST = 200
+"""Columns a terminal table may take: a narrower terminal wraps its lines rather than losing digits."""
+
+
 @dataclass(frozen=True)
-class Report:
+class Summary:
     """`sentences`: three. `table`: one row per config at the step where its mean is highest, best first:
     the varied fields, `step`, `n` (completed runs), `mean` with its 95% t-interval `lo`..`hi`, `sd`, `min`, `max`,
     `max_over_min`, `compared` (the mean where configs are compared), `tied` (with the best there; null at one seed), and
-    run counts. `html` is the page, `figures` the SVG and PNG files beside it.
+    run counts.
     """
 
     sentences: list[str]
     table: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Report(Summary):
+    """A summary with its page: `html`, and `figures`, the SVG and PNG files beside it."""
+
     html: Path
     figures: list[Path]
+
+
+def summarize(db: Path, sweep: str) -> Summary:
+    """What a sweep says, without drawing. Raises `UserError` where the database or the sweep is not there."""
+    grid = read_grid(db, sweep)
+    return Summary(sentences(grid), cells_table(grid))
 
 
 def build_report(db: Path, sweep: str, out: Path) -> Report:
@@ -88,22 +104,23 @@ def cells_table(grid: Grid) -> pl.DataFrame:
     return table.sort("mean", descending=True, nulls_last=True, maintain_order=True)
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_summary(summary: Summary, console: Console) -> None:
     """The sentences and the five best rows, for a terminal."""
-    for sentence in report.sentences:
+    for sentence in summary.sentences:
         console.print(sentence, highlight=False, markup=False)
-    top = report.table.head(5)
+    top = summary.table.head(5)
     shown = [c for c in top.columns if c not in ("sd", "min", "max", "n_planned", "config_id", "compared")]
-    shown = [c for c in shown if c not in ("n_diverged", "n_failed") or report.table[c].sum()]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    shown = [c for c in shown if c not in ("n_diverged", "n_failed") or summary.table[c].sum()]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for column in shown:
-        table.add_column(HEADINGS.get(column, column), justify="right" if top[column].dtype.is_numeric() else "left")
+        side: Literal["left", "right"] = "right" if top[column].dtype.is_numeric() else "left"
+        table.add_column(HEADINGS.get(column, column), justify=side)
     for row in top.select(shown).iter_rows():
         table.add_row(*(cell_text(name, value) for name, value in zip(shown, row, strict=True)))
     console.print()
-    console.print(table)
-    if report.table.height > 5:
-        console.print(f"({report.table.height - 5:,} more rows on the page)", style="dim", highlight=False)
+    console.print(table, width=WIDEST, crop=False, soft_wrap=True)
+    if summary.table.height > 5:
+        console.print(f"({summary.table.height - 5:,} more rows on the page)", style="dim", highlight=False)
 
 
 def cell_text(column: str, value: object) -> str:

@@ -81,28 +81,32 @@ def _ties(others: int, tied: int) -> str:
 
 
 def _widest(grid: Grid, point: Point) -> str:
-    values = grid.accuracy(point)
-    counts = np.isfinite(values).sum(1)
+    """The cell (config and step after training began) whose luckiest and unluckiest seed are furthest apart."""
+    points: tuple[Point, ...] = grid.common_steps or (point,)
+    values = {p: grid.accuracy(p) for p in points}
+    counts = np.stack([np.isfinite(v).sum(1) for v in values.values()])
     if counts.max() < 2:
         return "How much the seed matters cannot be said: that needs two seeds."
-    # max/min grows with n, so only configs with the same, most frequent, number of seeds are compared.
+    # max/min grows with n, so only cells with the same, most frequent, number of seeds are compared.
     sizes, frequency = np.unique(counts[counts >= 2], return_counts=True)
     n = int(sizes[frequency == frequency.max()].max())
-    rows = np.flatnonzero(counts == n)
-    spreads = {int(row): max_over_min(values[row]) for row in rows}
-    negative = any(s.min < 0 for s in spreads.values())
-    widest, spread = max(spreads.items(), key=lambda item: _width(item[1], negative))
-    among = f" among {len(rows):,} configs" if len(rows) > 1 else ""
+    cells = {(points[i], int(row)): max_over_min(values[points[i]][row]) for i, row in zip(*np.nonzero(counts == n), strict=True)}
+    negative = any(s.min < 0 for s in cells.values())
+    (where, widest), spread = max(cells.items(), key=lambda item: _width(item[1], negative))
     if spread.max == spread.min:
-        return f"{_upper(at(point))}, the seed changes nothing: every config has the same accuracy for all of its n = {n} seeds."
+        return f"The seed changes nothing: every config has the same accuracy for all of its n = {n} seeds."
     if negative:
         ratio = f"a range of {spread.max - spread.min:.3f}"
     elif spread.min == 0:
         ratio = "max/min has no bound, as one seed got nothing right"
     else:
         ratio = f"max/min {spread.ratio:.2f}"
+    configs = len({row for _, row in cells})
+    among = f" among {configs:,} configs" if configs > 1 else ""
+    if len(points) > 1:
+        among += f"{' and' if among else ' over'} {len(points)} steps"
     return (
-        f"{_upper(at(point))}, the widest seed spread{among} is that of {grid.name(widest)}: {ratio}, "
+        f"The widest seed spread{among} is that of {grid.name(widest)} {at(where)}: {ratio}, "
         f"from {spread.min:.3f} to {spread.max:.3f} over n = {n} seeds."
     )
 

@@ -103,7 +103,7 @@ class Execution(Strict):
         ge=0,
         description="Completions per forward/backward pass (micro-batch; 0: all). The loss stays the mean over all tokens.",
     )
-    per_device_eval_batch_size: int = Field(256, ge=1, description="Questions answered at once (count).")
+    per_device_eval_batch_size: int = Field(64, ge=1, description="Questions answered at once (count).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     deterministic: bool = Field(False, description="Bit-identical runs on a GPU, slower (a CPU always is).")
     threads: int = Field(1, ge=1, description="CPU threads per run (count). Set from resources.cpus_per_run.")

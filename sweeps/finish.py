@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -22,25 +25,31 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
     if done.view.done and read_manifest(done.sweep).wanted_evaluations:
-        from analysis.report import build_report, print_report
+        from analysis.report import print_summary, summarize
 
-        report = build_report(db, sweep, done.sweep.report)
-        print_report(report, console)
-        page = report.html
+        print_summary(summarize(db, sweep), console)
+    query = f"FROM cells WHERE sweep = '{sweep}' AND metric = 'accuracy' ORDER BY mean DESC LIMIT 10"
     console.print()
-    console.print(f"next: emsweep report {sweep}" + (f"    ({page})" if "page" in locals() else ""), soft_wrap=True)
-    query = f"FROM cells WHERE sweep = '{sweep}' ORDER BY mean DESC LIMIT 10"
-    console.print(f'      emsweep sql "{query}"', soft_wrap=True)
-    console.print(f"      emsweep plan {read_manifest(done.sweep).spec.get('spec_path', 'SPEC')} --set seeds=16", soft_wrap=True)
+    emsweep = "emsweep" if shutil.which("emsweep") else _shortest(str(Path(sys.executable).with_name("emsweep")))
+    spec = _shortest(read_manifest(done.sweep).spec["spec_path"])
+    console.print(f"next: {emsweep} report {sweep}", soft_wrap=True)
+    console.print(f'      {emsweep} sql "{query}"', soft_wrap=True)
+    console.print(f"      {emsweep} plan {spec} --set seeds=16", soft_wrap=True)
+
+
+def _shortest(path: str) -> str:
+    """A path as one would type it here."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(path) else path
 
 
 def print_full_report(name: str, root: Path, db: Path, out: Path | None, console: Console) -> None:
     """`emsweep report`: collect what is new, then the sentences, the cells and the page."""
     from analysis.collect import collect
-    from analysis.report import build_report, print_report
+    from analysis.report import build_report, print_summary
 
     sweep: SweepDir = find_sweep(root, name)
     collect(root, db)
     report = build_report(db, name, out or sweep.report)
-    print_report(report, console)
+    print_summary(report, console)
     console.print(f"page: {report.html}", soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from analysis.collect import collect
 from analysis.grid import read_grid
-from analysis.report import Report, build_report, print_report
+from analysis.report import Report, build_report, print_summary
 from analysis.stats import t_interval
 from em_core.errors import UserError
 from tests.journals import GREEDY, SAMPLED, Journal, Run, Sweep
@@ -69,8 +69,8 @@ def test_the_three_sentences_say_the_numbers(tmp_path: Path) -> None:
         "learning_rate=0.0001 has 0.800 [0.783, 0.817], n = 8 seeds, selected as the best of 3"
     )
     assert found.sentences[2] == (
-        "At step 5, the widest seed spread among 3 configs is that of learning_rate=0.0005: max/min 1.35, from 0.510 to 0.690 "
-        "over n = 8 seeds."
+        "The widest seed spread among 3 configs and 2 steps is that of learning_rate=0.0005 at step 10: max/min 1.44, "
+        "from 0.410 to 0.590 over n = 8 seeds."
     )
     assert found.table["learning_rate"].to_list() == [1e-4, 2e-4, 5e-4]
     assert found.table["step"].to_list() == [5, 5, 5]
@@ -106,7 +106,7 @@ def test_one_config(tmp_path: Path) -> None:
     found = report(tmp_path, db)
     assert found.sentences[0].startswith("With one config, accuracy starts at 0.500")
     assert "nothing to compare" in found.sentences[1]
-    assert "widest seed spread is that of the only config: max/min 1.05" in found.sentences[2]
+    assert "widest seed spread over 2 steps is that of the only config at step 10: max/min 1.06" in found.sentences[2]
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged", "interrupted"])
@@ -126,7 +126,7 @@ def test_equal_values_and_zero(tmp_path: Path) -> None:
     found = report(tmp_path, db)
     assert "starts at 0.500 before training" in found.sentences[0]
     assert "the other config is statistically tied" in found.sentences[1]
-    assert "the seed changes nothing" in found.sentences[2]
+    assert "The seed changes nothing" in found.sentences[2]
     _, db = made(tmp_path / "zero", {"learning_rate": [1e-4, 2e-4]}, 3, lambda run, step: 40 * run.seed if step else 50)
     assert "max/min has no bound, as one seed got nothing right, from 0.000 to 0.800" in report(tmp_path, db).sentences[2]
 
@@ -207,7 +207,7 @@ def test_the_terminal_shows_sentences_and_five_rows(tmp_path: Path) -> None:
     Sweep(tmp_path / "runs").write()
     collect(tmp_path / "runs", tmp_path / "results.duckdb")
     text = io.StringIO()
-    print_report(report(tmp_path, tmp_path / "results.duckdb"), Console(file=text, width=200))
+    print_summary(report(tmp_path, tmp_path / "results.duckdb"), Console(file=text, width=200))
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("Averaged over all 18 configs")
     assert sum(line.startswith("prompt-") for line in lines) == 5
