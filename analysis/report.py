@@ -6,16 +6,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 from rich.console import Console
-from rich.table import Table
 
 from analysis.grid import Grid, Point, read_grid, show
 from analysis.sentences import at, sentences
 from analysis.stats import max_over_min, t_interval, tied_with_best
+from analysis.tables import text_table
 from em_core.journal import disk_faults
 
 MEASURED = ("step", "n", "mean", "lo", "hi", "sd", "min", "max", "max_over_min")
@@ -28,10 +28,6 @@ HEADINGS = {
     "n_diverged": "diverged",
     "n_failed": "failed",
 }
-
-
-WIDEST = 200
-"""Columns a terminal table may take: a narrower terminal wraps its lines rather than losing digits."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +107,11 @@ def print_summary(summary: Summary, console: Console) -> None:
     top = summary.table.head(5)
     shown = [c for c in top.columns if c not in ("sd", "min", "max", "n_planned", "config_id", "compared")]
     shown = [c for c in shown if c not in ("n_diverged", "n_failed") or summary.table[c].sum()]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for column in shown:
-        side: Literal["left", "right"] = "right" if top[column].dtype.is_numeric() else "left"
-        table.add_column(HEADINGS.get(column, column), justify=side)
-    for row in top.select(shown).iter_rows():
-        table.add_row(*(cell_text(name, value) for name, value in zip(shown, row, strict=True)))
+    rows = [{HEADINGS.get(c, c): cell_text(c, row[c]) for c in shown} for row in top.iter_rows(named=True)]
+    right = {HEADINGS.get(c, c) for c in shown if top[c].dtype.is_numeric()}
     console.print()
-    console.print(table, width=WIDEST, crop=False, soft_wrap=True)
+    for line in text_table(rows, right=right):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if summary.table.height > 5:
         console.print(f"({summary.table.height - 5:,} more rows on the page)", style="dim", highlight=False)
 
@@ -143,7 +136,8 @@ def _page(grid: Grid, said: list[str], table: pl.DataFrame, drawn: list[Any]) ->
 
     env = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, trim_blocks=True)
     env.globals.update(cell_text=cell_text)
-    columns = [{"name": c, "heading": _heading(grid, c), "numeric": table[c].dtype.is_numeric()} for c in table.columns]
+    told = [c for c in table.columns if c not in ("n_diverged", "n_failed") or table[c].sum()]
+    columns = [{"name": c, "heading": _heading(grid, c), "numeric": table[c].dtype.is_numeric()} for c in told]
     figures = [{"name": f.name, "title": f.title, "caption": f.caption, "svg": themed(f.svg, f.name)} for f in drawn]
     return env.get_template("report.html.j2").render(
         sweep=grid.sweep,

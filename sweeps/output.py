@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.tables import text_table
 from em_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,23 +32,3 @@ def as_table(frame: pl.DataFrame) -> str:
     """A frame as a plain table with its row count below."""
     lines = text_table(frame.rows(named=True), frame.columns)
     return "\n".join([*lines, f"({frame.height:,} row{'s' * (frame.height != 1)})"])
-
-
-def text_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> list[str]:
-    """Lines of a plain table, as wide as it needs to be: numbers right-aligned, missing values as `-`."""
-    if columns is None:
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(columns)]
-    right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
-
-    def line(values: Sequence[str]) -> str:
-        return "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)).rstrip()
-
-    return [line(columns), line(["-" * w for w in widths]), *(line(row) for row in cells)] if columns else []
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
+from analysis.tables import text_table
 from em_core.journal import RunStatus, SweepDir
 from launchers.snapshot import code_digest
 from sweeps import price
 from sweeps.expand import Config, Expansion
 from sweeps.manifest import Manifest, additions, read_manifest
 from sweeps.observe import Observer
-from sweeps.output import text_table
 from sweeps.reconcile import Need, View
 from sweeps.spec import Spec
 from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack

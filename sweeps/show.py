@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from analysis.tables import text_table
 from em_core.errors import UserError
 from em_core.journal import Attempt, Record, RunStatus, SweepDir, decode, read_lines
 from sweeps.manifest import find_run, find_sweep, read_manifest
 from sweeps.observe import Observer
-from sweeps.output import text_table
 from sweeps.reconcile import View
 
 ORDER = (
