@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 def text_table(
     rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None, right: Collection[str] | None = None
 ) -> list[str]:
-    """Lines of a plain table, as wide as it needs to be; missing values are `-`, columns of numbers (or `right`) right-aligned."""
+    """Lines of a plain table, as wide as it needs to be: numbers (or `right`) right-aligned, missing values as `-`."""
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
