@@ -27,7 +27,7 @@ plan: $(READY)  ## show what `make sweep` would do, without doing it
 	@$(PYTHON) -m sweeps.cli plan $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
 
 test: $(READY)  ## run every test this machine can (PYTEST_ARGS=)
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 check: $(READY)  ## ruff and mypy
 	$(PYTHON) -m ruff check .

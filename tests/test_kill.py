@@ -104,6 +104,10 @@ def undisturbed(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return numbers(folder / "runs")
 
 
+def finished(folder: Path) -> bool:
+    return Observer(SweepDir(folder / "runs", "plant")).look().count(RunStatus.COMPLETED) == RUNS
+
+
 def torture(
     folder: Path, launcher: str, kills: int, seed: int, env: Mapping[str, str], pause: tuple[float, float]
 ) -> dict[str, int]:
@@ -112,22 +116,21 @@ def torture(
     (folder / "plant.yaml").write_text(SPEC)
     table = {"kills": 0, "everything": 0, "command": 0, "one process": 0}
     process = start(folder, launcher, env)
-    while table["kills"] < kills:
+    while table["kills"] < kills and not finished(folder):
         time.sleep(rng.uniform(*pause))
         victims = processes_of(folder)
         how = ("everything", "command", "one process")[table["kills"] % 3]
         if how == "command":
             victims = [process.pid]
         elif how == "one process":
-            others = [p for p in victims if p != process.pid]
-            victims = rng.sample(others, 1) if others else []
+            victims = rng.sample(victims, 1) if victims else []
         if kill(victims):
             table["kills"] += 1
             table[how] += 1
         if how == "everything" and launcher == "local":
             time.sleep(0.1)
             assert not processes_of(folder), "an orphan survived"
-        if process.poll() is None and how != "one process":
+        if process.pid in victims:
             process.wait(timeout=30)
         if process.poll() is not None:
             process.communicate()
@@ -164,6 +167,7 @@ def check(folder: Path, expected: dict[str, list[dict[str, Any]]], launcher: str
         metrics = db.sql("SELECT count(*), count(DISTINCT (run_id, step, name)) FROM metrics").fetchall()[0]
     print(f"\n{launcher}: {table}, {len(tries)} attempts, {lost} lost, {wrong} wrong, db {rows} {evals} {metrics}")
     assert set(read_manifest(sweep).runs) == set(expected)
+    assert table["kills"] >= 6, "the sweep was over before it was disturbed: make its steps longer"
     assert lost == 0
     assert wrong == 0
     assert rows == (RUNS, RUNS)
@@ -178,7 +182,7 @@ def test_local_kills(tmp_path: Path) -> None:
     assert len(expected) == RUNS
     folder = tmp_path / "storm"
     folder.mkdir()
-    table = torture(folder, "local", kills=12, seed=7, env={STEP_SECONDS: "0.02"}, pause=(0.2, 1.6))
+    table = torture(folder, "local", kills=12, seed=7, env={STEP_SECONDS: "0.1"}, pause=(0.2, 1.6))
     check(folder, expected, "local", table)
 
 
@@ -190,5 +194,5 @@ def test_slurm_kills(tmp_path: Path, slurm: Any) -> None:
     folder = tmp_path / "storm"
     folder.mkdir()
     (folder / "site.toml").write_text("poll_seconds = 2\n")
-    table = torture(folder, "slurm", kills=9, seed=11, env={**slurm.env(), STEP_SECONDS: "0.15"}, pause=(1.0, 6.0))
+    table = torture(folder, "slurm", kills=9, seed=11, env={**slurm.env(), STEP_SECONDS: "0.8"}, pause=(1.0, 5.0))
     check(folder, expected, "slurm", table)
