@@ -20,7 +20,7 @@ from tests.test_kill import numbers
 
 SPEC = """
 name: plant
-base: {{model_name_or_path: miniature, prompt: plus, method: {method}, max_steps: 3, num_generations: 4}}
+base: {{model_name_or_path: miniature, prompt: plus, method: {method}, max_steps: 3, max_completion_length: 16}}
 axes:
   learning_rate: [1.0e-4, 5.0e-4]
   temperature: [0.3, 0.7]
