@@ -53,7 +53,11 @@ class Keeper:
         part = target.with_name(f".{target.name}.{os.getpid()}")
         with disk_faults(target):
             part.mkdir(parents=True, exist_ok=True)
-            self.save(part)
+            try:
+                self.save(part)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)  # half a checkpoint would keep a full disk full
+                raise
             if target.exists():  # an earlier attempt's
                 shutil.rmtree(target)
             part.rename(target)

@@ -147,14 +147,21 @@ class Appender:
             self._cut_torn_tail()
 
     def _cut_torn_tail(self) -> None:
-        """A line that a crash left half written (or zero-filled) was never acknowledged: remove it before appending."""
+        """Cut what readers would not pass: a half-written last line, or everything from a zero-filled stretch on.
+
+        Nothing behind it was ever read by anybody, and what is appended after it never would be.
+        """
         size = os.fstat(self._fd).st_size
-        if size == 0:
-            return
-        tail = os.pread(self._fd, min(size, 1 << 20), max(0, size - (1 << 20)))
-        end = tail.rfind(b"\n") + 1
-        if end < len(tail):
-            os.ftruncate(self._fd, size - (len(tail) - end))
+        at = good = 0
+        nul = -1
+        while at < size and nul < 0:
+            chunk = os.pread(self._fd, 1 << 20, at)
+            nul = chunk.find(b"\0")
+            newline = chunk.rfind(b"\n", 0, nul if nul >= 0 else len(chunk))
+            good = at + newline + 1 if newline >= 0 else good
+            at += len(chunk)
+        if good < size:
+            os.ftruncate(self._fd, good)
 
     def write(self, line: bytes) -> None:
         with disk_faults(self.path):

@@ -18,6 +18,7 @@ import traceback
 from typing import Any
 
 from em_core.config import Execution, RunRequest
+from em_core.errors import Fault
 from em_core.journal import Record, encode
 
 TRACEBACK_TAIL = 4000
@@ -40,9 +41,11 @@ def _requests() -> queue.SimpleQueue[Record]:
     inbox: queue.SimpleQueue[Record] = queue.SimpleQueue()
 
     def listen() -> None:
-        for line in sys.stdin.buffer:
-            inbox.put(json.loads(line))
-        os._exit(0)
+        try:
+            for line in sys.stdin.buffer:
+                inbox.put(json.loads(line))
+        finally:  # also where the supervisor died in the middle of a line
+            os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     return inbox
@@ -82,6 +85,8 @@ def _work(request: RunRequest, execution: Execution, trainers: dict[str, Any], p
         tail = traceback.format_exc()[-TRACEBACK_TAIL:]
         print(tail, file=sys.stderr, flush=True)
         end |= {"status": "failed", "cause": cause, "message": message, "traceback": tail}
+        if isinstance(error, Fault) or "No space left" in str(error) or "quota exceeded" in str(error):
+            end |= {"status": "interrupted", "cause": "disk"}  # not the run's doing: the supervisor stops the job
     now = time.time()
     emit("run_end", t=now, seconds=now - started, **end)
 

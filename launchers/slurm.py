@@ -13,7 +13,7 @@ from typing import Any
 
 import em_core
 from em_core.errors import Fault
-from em_core.journal import SweepDir
+from em_core.journal import SweepDir, disk_faults
 from launchers.base import Batch, JobState
 from launchers.task import carry_out
 
@@ -41,7 +41,7 @@ class SlurmLauncher:
         try:
             executor = submitit.SlurmExecutor(folder=self.sweep.logs / "submitit", max_num_timeout=0)
             executor.update_parameters(**parameters)
-            with _environment(batch.environment):
+            with disk_faults(self.sweep.logs / "submitit"), _environment(batch.environment):
                 jobs = executor.map_array(run_job, [str(self.sweep.assignment(job)) for job in batch.jobs])
         except submitit.core.utils.FailedJobError as error:
             raise Fault(f"Slurm refused the jobs: {_last_line(str(error))}") from error
@@ -81,13 +81,8 @@ class SlurmLauncher:
         """Those of `ids` that the accounting knows to have ended; empty where there is no accounting."""
         bases = sorted({job.split("_")[0] for job in ids})
         told = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs", ",".join(bases))
-        ended = set()
-        for line in told or ():
-            job, _, word = line.partition("|")
-            first = word.split()[0] if word.split() else ""
-            if first and first not in LIVE | STARTED:
-                ended.add(job)
-        return ended
+        words = dict(line.split("|", 1) for line in told or () if "|" in line)
+        return {job for job, word in words.items() if word.split() and word.split()[0] not in LIVE | STARTED}
 
     def find(self, token: str, jobs: int) -> list[str] | None:
         queued = _ask("squeue", "--noheader", "--array", "--name", token, "--format=%i")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -53,6 +54,14 @@ def gpu_names() -> list[str]:
     return [
         line.strip() for line in _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines() if line.strip()
     ]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        return [str(i) for i in range(len(gpu_names()))]
+    return [name.strip() for name in said.split(",") if name.strip()] if gpu_names() else []
 
 
 def _output(*command: str) -> str:

@@ -29,7 +29,7 @@ from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, disk_faults
 from launchers import causes
 from launchers.assignment import Assignment, finished_before
-from launchers.snapshot import gpu_names, provenance
+from launchers.snapshot import gpu_names, provenance, visible_gpus
 
 TICK = 0.25
 """Seconds between looks at the assignment file and at signals."""
@@ -182,9 +182,12 @@ class Supervisor:
             return
         # One write for what arrived together: whole lines only, so a reader never sees a torn record of ours.
         self.journal.write(b"\n".join(lines) + b"\n")
-        if any(line.startswith(b'{"kind":"run_end"') for line in lines):
-            self.journal.sync()
-            slot.request = None
+        for line in lines:
+            if line.startswith(b'{"kind":"run_end"'):
+                self.journal.sync()
+                slot.request = None
+                if b'"cause":"disk"' in line:
+                    raise Fault(json.loads(line)["message"].removeprefix("Fault: "))
 
     def _bury(self, slot: Slot) -> None:
         """The worker died: say why, and put its run back where that was not the run's fault."""
@@ -312,9 +315,7 @@ def slot_environment(index: int, header: Record) -> dict[str, str]:
     }
     gpus = int(header.get("gpus_per_run") or 0)
     if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(i) for i in range(len(gpu_names()))]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[index * gpus : (index + 1) * gpus])
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[index * gpus : (index + 1) * gpus])
     return environment
 
 

@@ -10,6 +10,9 @@ from em_core.journal import Appender, RunStatus, SweepDir, append_batch
 from sweeps.manifest import Manifest, find_run, find_sweep, locked, read_manifest
 from sweeps.observe import Observer
 
+ENDED = (RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED)
+"""Ends after which a job does not come back to a run."""
+
 
 def matching(root: Path, target: str) -> list[tuple[SweepDir, Manifest, set[str]]]:
     """The runs that a person names: a sweep, a config id, or a run id. Raises `UserError` when there are none."""
@@ -37,9 +40,11 @@ def cancel(root: Path, target: str) -> int:
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             observer = Observer(sweep)
             view = observer.look(manifest)
-            active = {r for r in runs if view.states[r] in (RunStatus.QUEUED, RunStatus.RUNNING)}
+            over = {(t.job, a.run_id) for t in observer.tries() for a in t.attempts if a.status in ENDED}
+            live = [j for j in observer.jobs() if j.name in view.live]
+            active = {r for j in live for r in j.runs & runs if (j.name, r) not in over}
             stopped += len(active)
-            jobs = [j for j in observer.jobs() if j.name in view.live and j.runs & active]
+            jobs = [j for j in live if j.runs & active]
             whole = [j for j in jobs if j.runs <= runs]
             for job in jobs:
                 with Appender(sweep.assignment(job.name)) as out:
@@ -64,7 +69,8 @@ def retry(root: Path, target: str) -> dict[str, int]:
             for t in observer.tries():
                 for a in t.attempts:
                     failures[a.run_id] = failures.get(a.run_id, 0) + (a.status is RunStatus.FAILED)
-            failed = [r for r in manifest.runs if r in runs and view.states[r] is RunStatus.FAILED]
+            again = {r for r in view.unmeasured if failures.get(r, 0) > manifest.forgiven.get(r, 0)}
+            failed = [r for r in manifest.runs if r in runs and (view.states[r] is RunStatus.FAILED or r in again)]
             now = time.time()
             append_batch(sweep.manifest, [("retry", {"run_id": r, "forgiven": failures[r], "t": now}) for r in failed])
             marked[sweep.sweep] = len(failed)

@@ -48,7 +48,7 @@ class Manifest:
     @property
     def wanted_evaluations(self) -> list[EvaluationSteps]:
         """What the newest spec wants measured."""
-        return [(i, self.evaluations[i], steps) for i, steps in self.measured]
+        return [(i, self.evaluations[i], steps) for i, steps in self.measured if i in self.evaluations]
 
     def take(self, r: Mapping[str, Any]) -> None:
         """Take in one record."""
@@ -92,11 +92,11 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
     now = time.time()
     batch: Batch = []
     said = {"sweep": expansion.sweep, **spec, "evaluations": [[i, list(steps)] for i, _, steps in expansion.evaluations]}
-    if any(before.spec.get(k) != v for k, v in said.items()):
-        batch.append(("sweep", {"t": now, **said}))
     for eval_id, evaluation, steps in expansion.evaluations:
         if eval_id not in before.evaluations:
             batch.append(("evaluation", {"eval_id": eval_id, "evaluation": evaluation.model_dump(), "steps": list(steps)}))
+    if any(before.spec.get(k) != v for k, v in said.items()):
+        batch.append(("sweep", {"t": now, **said}))
     for c in expansion.configs:
         # Also where the same model moved to another folder: jobs load it from where it is now.
         if before.configs.get(c.config_id) != c:

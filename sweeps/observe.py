@@ -59,7 +59,7 @@ class Observer:
         for path in self.sweep.all_journals():
             size = path.stat().st_size
             reader, known, told = self._readers.get(path, (None, -1, None))
-            if reader is None or told is None or known != size:
+            if reader is None or told is None or known != size or told.torn:
                 reader = reader or JobTryReader(path)
                 told = reader.read()
                 self._readers[path] = (reader, size, told)
@@ -89,11 +89,11 @@ class Observer:
         ids = {j.name: j.id for j in jobs}
         gone: set[str] = set()
         for token in {j.token for j in jobs if j.id is None}:
-            batch = [j for j in jobs if j.token == token]
+            batch = [j for j in self.jobs() if j.token == token]  # the whole batch: some may have ended already
             found = launcher.find(token, len(batch)) if launcher.name != "local" else [j.name for j in batch]
             if found:
                 append_batch(self.sweep.submissions, [("submitted", {"token": token, "ids": found, "t": time.time()})])
-                ids |= {j.name: i for j, i in zip(batch, found, strict=False)}
+                ids |= {j.name: i for j, i in zip(batch, found, strict=True) if j.name in ids}
             elif found is not None and time.time() - _intent_time(self.sweep, token) > ADOPT_AFTER:
                 gone |= {j.name for j in batch}
         known = {name: i for name, i in ids.items() if i is not None}
@@ -111,6 +111,7 @@ def _submitted(sweep: SweepDir) -> list[SubmittedJob]:
         if r["kind"] != "intent" or r["token"] in refused:
             continue
         ids = answers.get(r["token"])
+        ids = ids if ids and len(ids) == len(r["jobs"]) else None
         for i, name in enumerate(r["jobs"]):
             jobs.append(SubmittedJob(name, r["token"], r["launcher"], ids[i] if ids else None, frozenset(r["runs"][i])))
     return jobs

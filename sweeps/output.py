@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 def write_frame(frame: pl.DataFrame, form: str, out: Path | None) -> None:
     """Write a frame to a file, or to stdout."""
+    nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+    if form == "csv" and nested:
+        raise UserError(f"CSV has no nested values: leave out {', '.join(nested)} (SELECT * EXCLUDE ...), or use json or parquet")
     try:
         if form == "parquet":
             frame.write_parquet(out or sys.stdout.buffer)

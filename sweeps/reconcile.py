@@ -94,7 +94,9 @@ def reconcile(
             need = () if best.status is RunStatus.DIVERGED else _unmeasured(manifest, run_id, [*mine, best])
             if need and not promised.get(run_id):
                 kept = (checkpoints or {}).get(run_id, ())
-                possible = tuple((i, s) for i, s in need if s in kept)
+                # An evaluation that failed is not repeated by itself either.
+                failed = sum(a.status is RunStatus.FAILED for a in mine) > manifest.forgiven.get(run_id, 0)
+                possible = () if failed else tuple((i, s) for i, s in need if s == 0 or s in kept)
                 if possible:
                     evaluate[run_id] = possible
                 if len(possible) < len(need):

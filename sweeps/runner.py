@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ from types import FrameType
 from rich.console import Console
 
 from em_core.errors import Fault, UserError
-from em_core.journal import RunStatus, SweepDir
+from em_core.journal import RunStatus, SweepDir, read_records
 from em_core.models import check_available
 from launchers.base import Launcher
 from launchers.local import LocalLauncher
@@ -25,12 +26,12 @@ from sweeps.manifest import Manifest, extend, locked
 from sweeps.observe import Observer
 from sweeps.plan import Intention, Plan, make_plan, spec_fields, todo_of
 from sweeps.progress import watching
-from sweeps.reconcile import View
+from sweeps.reconcile import Need, View
 from sweeps.spec import Site, Spec
 from sweeps.submit import expected_seconds, pack, submit
 
 ROUNDS = 3
-"""How often one `emsweep run` hands out what died without a word of its own before it gives up."""
+"""How often one `emsweep run` hands out a run that dies with its job before it gives up."""
 ASK_ABOVE = 1.0
 """Device-hours above which a run asks first."""
 
@@ -80,7 +81,8 @@ def send(spec: Spec, root: Path, site: Site, console: Console, *, yes: bool, ret
     observer = Observer(sweep)
     with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
-        names = _hand_out(spec, sweep, manifest, observer.look(manifest), observer.launchers["slurm"], site, retrain, frozenset())
+        todo = todo_of(observer.look(manifest), retrain)
+        names = _hand_out(spec, sweep, manifest, todo, observer.launchers["slurm"], site, Counter())
     console.print(
         f"{len(names):,} jobs submitted. `emsweep status {sweep.sweep} --watch` follows them." if names else "Nothing to submit."
     )
@@ -131,40 +133,50 @@ def _rounds(
     with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
     ours: list[str] = []
-    given_up: frozenset[str] = frozenset()
-    for round_ in range(ROUNDS + 1):
+    handed: Counter[str] = Counter()
+    while True:
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             view = observer.look(manifest)
-            names = _hand_out(spec, sweep, manifest, view, observer.launchers[launcher], site, retrain and round_ == 0, given_up)
-        ours += names
+            # What a person cancelled meanwhile stays cancelled, and to train again for a measurement is done once.
+            cancelled = {r for r, s in view.states.items() if s is RunStatus.CANCELLED and handed[r]}
+            todo = [(r, need) for r, need in todo_of(view, retrain) if r not in cancelled]
+            worn = {r for r, need in todo if handed[r] >= (1 if r in view.unmeasured and not need else ROUNDS)}
+            names = _hand_out(
+                spec, sweep, manifest, [t for t in todo if t[0] not in worn], observer.launchers[launcher], site, handed
+            )
+        ours += [*names, *view.live]
         if not names and not view.live:
-            return view
-        view = _watch(observer, manifest, site, watching(console, sweep.sweep))
+            break
+        _watch(observer, manifest, site, watching(console, sweep.sweep))
         _refuse_faults(observer, sweep, ours)
-        given_up = frozenset(r for r, s in view.states.items() if s is RunStatus.CANCELLED)
-    raise Fault(
-        f"{len(view.train)} runs died with their jobs in {ROUNDS} rounds; `emsweep logs {sweep.sweep}` shows their last words. "
-        "The same command tries again."
-    )
+    died = [r for r in worn if r not in view.unmeasured]
+    if died:
+        raise Fault(
+            f"{len(died)} runs died with their jobs {ROUNDS} times; `emsweep logs {sweep.sweep}` shows their last words. "
+            "The same command tries again."
+        )
+    return view
 
 
 def _hand_out(
     spec: Spec,
     sweep: SweepDir,
     manifest: Manifest,
-    view: View,
+    todo: Sequence[tuple[str, Need]],
     launcher: Launcher,
     site: Site,
-    retrain: bool,
-    but: frozenset[str],
+    handed: Counter[str],
 ) -> list[str]:
-    """Submit what is missing, less the runs in `but`. The caller holds the sweep's lock."""
-    todo = [(r, need) for r, need in todo_of(view, retrain) if r not in but]
+    """Submit `todo` and count in `handed` what was handed out; returns the jobs' names. The caller holds the sweep's lock."""
     if not todo:
         return []
     wanted = {manifest.runs[r].config_id: manifest.configs[manifest.runs[r].config_id] for r, _ in todo}
     seconds = {c: s.middle for c, s in expected_seconds(sweep, wanted, spec, launcher.name).items()}
-    return submit(sweep, manifest, pack(manifest, todo, spec, launcher.name, seconds), spec, site, launcher)
+    jobs = pack(manifest, todo, spec, launcher.name, seconds)
+    if launcher.name == "local":
+        jobs = jobs[:1]  # a job takes the whole machine: those of other resource rules follow when it is done
+    handed.update(r for job in jobs for r, _ in job.runs)
+    return submit(sweep, manifest, jobs, spec, site, launcher)
 
 
 def _watch(observer: Observer, manifest: Manifest, site: Site, show: watching) -> View:
@@ -191,9 +203,9 @@ def _refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None
     assert isinstance(local, LocalLauncher)
     for job, words in local.last_words().items():
         raise Fault(words.splitlines()[-1] if words else f"the supervisor of {job} failed without a word")
-    for t in observer.tries():
-        if t.job in ours and t.ended and t.ended.startswith("cancelled"):
-            raise Fault(f"{t.ended}; the same command continues")
+    for job in dict.fromkeys(ours):
+        for told in read_records(sweep.assignment(job), (b'{"kind":"stop"',)):
+            raise Fault(f"{told['reason']}; the same command continues")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
 from launchers.base import Batch, Launcher
-from launchers.snapshot import gpu_names
+from launchers.snapshot import visible_gpus
 from sweeps import price
 from sweeps.expand import Config
 from sweeps.manifest import Manifest
@@ -66,14 +66,14 @@ def pack(
 def on_this_machine(rule: Resources) -> Resources:
     """Resources with what `none` GPUs per run means here: one where the machine has any."""
     if rule.gpus_per_run is None:
-        return rule.model_copy(update={"gpus_per_run": 1 if gpu_names() else 0})
+        return rule.model_copy(update={"gpus_per_run": 1 if visible_gpus() else 0})
     return rule
 
 
 def local_slots(rule: Resources) -> int:
     """Runs that fit side by side on this machine, at least one."""
     if rule.gpus_per_run:
-        return max(1, len(gpu_names()) // rule.gpus_per_run)
+        return max(1, len(visible_gpus()) // rule.gpus_per_run)
     return max(1, len(os.sched_getaffinity(0)) // rule.cpus_per_run)
 
 
@@ -132,7 +132,9 @@ def submit(
         try:
             ids = launcher.submit(Batch(token, tuple(chunk_names), chunk[0].slots, resources, tuple(site.setup), site.env))
         except Fault:
-            append_batch(sweep.submissions, [("refused", {"token": token, "t": time.time()})])
+            # A failed answer is not a refusal: the controller may have queued the jobs and timed out. Only its word counts.
+            if launcher.find(token, len(chunk)) == []:
+                append_batch(sweep.submissions, [("refused", {"token": token, "t": time.time()})])
             raise
         append_batch(sweep.submissions, [("submitted", {"token": token, "ids": ids, "t": time.time()})])
         names += chunk_names
