@@ -92,7 +92,7 @@ def run(
     console = _console()
     done = runner.run(loaded, root, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
     finish(done, root, db, console)
-    if done.failed:
+    if done.failed or done.undone:
         raise typer.Exit(1)
 
 

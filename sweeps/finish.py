@@ -22,6 +22,8 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     sweep = done.sweep.sweep
     if done.failed:
         console.print(f"{done.failed:,} runs failed; `emsweep status {sweep}` says why, `emsweep retry {sweep}` forgives them")
+    if done.undone:
+        console.print(f"{done.undone:,} runs were cancelled meanwhile; the same command trains them")
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
     if done.view.done and read_manifest(done.sweep).wanted_evaluations:

@@ -48,6 +48,11 @@ class Result:
     def failed(self) -> int:
         return self.view.count(RunStatus.FAILED)
 
+    @property
+    def undone(self) -> int:
+        """Runs that were wanted and have neither an outcome nor a failure: cancelled meanwhile."""
+        return len(self.view.states) - self.view.done - self.failed - self.view.count(RunStatus.EXCLUDED)
+
 
 def pick_launcher(said: str, site: Site) -> str:
     """`auto`: Slurm on a cluster's login node, this machine elsewhere and inside an allocation.

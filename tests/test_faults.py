@@ -257,3 +257,14 @@ def test_noop_never_imports_torch_from_command_to_worker(folder: Path) -> None:
     process.communicate(timeout=120)
     assert len(maps) >= 4
     assert not any("libtorch" in m for m in maps)
+
+
+def test_jobs_of_two_resource_rules_take_the_machine_in_turn(folder: Path, emsweep: Emsweep) -> None:
+    rules = "resources:\n  - {when: {learning_rate: 1.0e-4}, cpus_per_run: 2}\n  - {cpus_per_run: 1}\n"
+    (folder / "plant.yaml").write_text(SPEC + rules)
+    emsweep("run", "plant.yaml", "--launcher", "local", check=0)
+    first, second = Observer(SweepDir(folder / "runs", "plant")).tries()
+    assert look(folder).count(RunStatus.COMPLETED) == 12
+    assert first.start is not None
+    assert second.start is not None
+    assert max(a.end["t"] for a in first.attempts if a.end) <= second.start["t"]

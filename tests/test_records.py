@@ -298,3 +298,13 @@ def test_a_late_journal_of_an_earlier_job_wins_whenever_it_is_seen() -> None:
 def test_what_is_no_outcome_never_wins(status: RunStatus) -> None:
     assert winner([attempt("a", 0, 0, status)]) is None
     assert winner([]) is None
+
+
+def test_what_is_appended_behind_zeros_can_be_read(tmp_path: Path) -> None:
+    """A page that was never written back, in the middle of the file or longer than a read of the tail."""
+    for damage in (bytes(4096) + b'{"kind":"late"}\n', bytes(3 << 20)):
+        path = tmp_path / "m.jsonl"
+        path.write_bytes(b'{"kind":"a"}\n{"kind":"b"}\n{"ki' + damage)
+        with Appender(path) as out:
+            out.append("c")
+        assert [r["kind"] for r in read_records(path)] == ["a", "b", "c"]

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from em_core.journal import RunStatus, SweepDir, read_records
+from em_core.journal import Appender, RunStatus, SweepDir, append_batch, read_records
 from em_core.noop import STEP_SECONDS
 from launchers.base import Batch, JobState
 from launchers.slurm import SlurmLauncher, submitit_parameters
+from launchers.snapshot import visible_gpus
+from launchers.task import slot_environment
 from sweeps.observe import Observer
 from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
-from tests.test_kill import numbers
+from tests.test_kill import numbers, start
 
 SPEC = """
 name: plant
@@ -155,3 +157,57 @@ def test_a_cluster_that_does_not_answer_is_never_trained_around(folder: Path, sl
     assert said.returncode == 1
     assert "--launcher local" in said.stderr
     assert not (folder / "runs").exists()
+
+
+class Remembering:
+    """A scheduler that knows one batch: what a restarted controller answers after a lost `sbatch`."""
+
+    name = "slurm"
+
+    def find(self, token: str, jobs: int) -> list[str]:
+        return [f"7_{i}" for i in range(jobs)]
+
+    def states(self, ids: list[str]) -> dict[str, JobState]:
+        return dict.fromkeys(ids, JobState.RUNNING)
+
+
+@pytest.mark.fast
+def test_an_adopted_batch_keeps_its_ids_when_a_task_has_already_ended(tmp_path: Path) -> None:
+    sweep = SweepDir(tmp_path, "s")
+    jobs = ["b0000-00000", "b0000-00001", "b0000-00002"]
+    intent = {"token": "t", "launcher": "slurm", "jobs": jobs, "runs": [["r0"], ["r1"], ["r2"]], "t": time.time()}
+    append_batch(sweep.submissions, [("intent", intent)])
+    with Appender(sweep.journal(jobs[0], 0)) as journal:
+        journal.append("job_end", reason="done", t=time.time())
+    observer = Observer(sweep)
+    observer.launchers["slurm"] = Remembering()  # type: ignore[assignment]
+    view = observer.look()
+    assert view.live == {jobs[1], jobs[2]}
+    assert [r["ids"] for r in read_records(sweep.submissions) if r["kind"] == "submitted"] == [["7_0", "7_1", "7_2"]]
+    assert [j.id for j in observer.jobs()] == ["7_0", "7_1", "7_2"]
+
+
+@pytest.mark.fast
+def test_slots_get_the_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launchers.snapshot.gpu_names", lambda: ["H100"] * 8)
+    header = {"execution": {"threads": 1}, "gpus_per_run": 2}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == [str(i) for i in range(8)]
+    assert slot_environment(3, header)["CUDA_VISIBLE_DEVICES"] == "6,7"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert slot_environment(0, header)["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_cancel_from_another_terminal_ends_a_watching_run(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    env = {**slurm.env(), STEP_SECONDS: "5"}
+    watching = start(folder, "slurm", env)
+    time.sleep(6)
+    emsweep("cancel", "plant", env=env, check=0)
+    said, _ = watching.communicate(timeout=90)
+    assert watching.returncode == 1
+    assert "cancelled by a person" in said
+    assert subprocess.run(["squeue", "-h"], env=slurm.env(), capture_output=True, text=True, check=True).stdout.strip() == ""
