@@ -10,15 +10,12 @@ copy by rename: a reader keeps the snapshot it opened, and whoever opens next se
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-import time
 import types
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,9 @@ import duckdb
 from pydantic import BaseModel
 
 from em_core.config import Evaluation, TrainingConfig
-from em_core.errors import Fault, UserError
+from em_core.errors import UserError
 from em_core.journal import disk_faults
+from em_core.lock import locked
 
 MEANING = 1
 """Bumped when collect.py changes what a stored number means; every private file is then rebuilt from the journals."""
@@ -55,25 +53,9 @@ def wal_path(db: Path) -> Path:
     return db.with_name(f"{db.name}.wal")
 
 
-@contextmanager
-def collector_lock(db: Path) -> Iterator[None]:
+def collector_lock(db: Path) -> AbstractContextManager[None]:
     """Hold the collector's lock; waits `LOCK_SECONDS` for another collector, then raises `Fault`."""
-    path = lock_path(db)
-    with disk_faults(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        give_up = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise Fault(f"another collector is at work on {db}; try again when it is done") from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
+    return locked(lock_path(db), f"{db} is being collected", LOCK_SECONDS)
 
 
 def sql_columns(model: type[BaseModel]) -> dict[str, str]:

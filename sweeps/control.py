@@ -7,7 +7,8 @@ from pathlib import Path
 
 from em_core.errors import UserError
 from em_core.journal import Appender, RunStatus, SweepDir, append_batch
-from sweeps.manifest import Manifest, find_run, find_sweep, locked, read_manifest
+from em_core.lock import locked
+from sweeps.manifest import Manifest, find_run, find_sweep, read_manifest
 from sweeps.observe import Observer
 
 ENDED = (RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from em_core.config import Evaluation, TrainingConfig
-from em_core.errors import Fault, UserError
-from em_core.journal import Record, SweepDir, append_batch, disk_faults, read_records, sweeps_under
+from em_core.errors import UserError
+from em_core.journal import Record, SweepDir, append_batch, read_records, sweeps_under
 from sweeps.complaints import unknown
 from sweeps.expand import Config, EvaluationSteps, Expansion
 
@@ -126,31 +122,6 @@ def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, A
     for kind, fields in batch:
         manifest.take({"kind": kind, **fields})
     return manifest
-
-
-@contextlib.contextmanager
-def locked(path: Path, what: str, wait: float = 10.0) -> Iterator[None]:
-    """Hold a lock file; raises `Fault` saying who holds it when it is not free within `wait` seconds."""
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-                    raise Fault(f"{what} by {holder}; nothing was changed. `emsweep status` shows its progress.") from None
-                time.sleep(0.05)
-        with contextlib.suppress(OSError):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
 
 
 def find_sweep(root: Path, name: str) -> SweepDir:

@@ -17,12 +17,13 @@ from rich.console import Console
 
 from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus, SweepDir, read_records
+from em_core.lock import locked
 from em_core.models import check_available
 from launchers.base import Launcher
 from launchers.local import LocalLauncher
 from launchers.slurm import is_cluster
 from sweeps.expand import Expansion, expand
-from sweeps.manifest import Manifest, extend, locked
+from sweeps.manifest import Manifest, extend
 from sweeps.observe import Observer
 from sweeps.plan import Intention, Plan, make_plan, spec_fields, todo_of
 from sweeps.progress import watching

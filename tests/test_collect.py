@@ -305,7 +305,7 @@ def test_removed_evidence_leaves_the_tables(root: Path, db: Path) -> None:
 def test_a_second_collector_waits_then_says_so(root: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Sweep(root, grid=SMALL).write()
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
-    with store.collector_lock(db), pytest.raises(Fault, match="another collector"):
+    with store.collector_lock(db), pytest.raises(Fault, match="is being collected by"):
         collect(root, db)
     collect(root, db)
 
