@@ -67,7 +67,7 @@ def plan(
     from sweeps.runner import pick_launcher
 
     loaded, site = _load(spec, sets)
-    made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain).plan
+    made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:

@@ -26,14 +26,15 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
         console.print(f"{done.undone:,} runs were cancelled meanwhile; the same command trains them")
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
-    if done.view.done and read_manifest(done.sweep).wanted_evaluations:
+    manifest = read_manifest(done.sweep)
+    if done.view.done and manifest.wanted_evaluations:
         from analysis.report import print_summary, summarize
 
         print_summary(summarize(db, sweep), console)
     query = f"FROM cells WHERE sweep = '{sweep}' AND metric = 'accuracy' ORDER BY mean DESC LIMIT 10"
     console.print()
     emsweep = "emsweep" if shutil.which("emsweep") else _shortest(str(Path(sys.executable).with_name("emsweep")))
-    spec = _shortest(read_manifest(done.sweep).spec["spec_path"])
+    spec = _shortest(manifest.spec["spec_path"])
     console.print(f"next: {emsweep} report {sweep}", soft_wrap=True)
     console.print(f'      {emsweep} sql "{query}"', soft_wrap=True)
     console.print(f"      {emsweep} plan {spec} --set seeds=16", soft_wrap=True)

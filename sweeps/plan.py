@@ -66,16 +66,6 @@ class Plan:
         return self.device_hours[1] * 60 / max(1, self.workers) if self.device_hours else None
 
 
-@dataclass(frozen=True)
-class Intention:
-    """A plan with what is needed to carry it out."""
-
-    plan: Plan
-    todo: list[tuple[str, Need]]
-    jobs: list[PlannedJob]
-    manifest: Manifest
-
-
 def preview(spec: Spec, expansion: Expansion, sweep: SweepDir) -> Manifest:
     """The manifest as it would be after `extend`."""
     manifest = read_manifest(sweep)
@@ -92,11 +82,11 @@ def spec_fields(spec: Spec) -> dict[str, Any]:
 
 def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
     """(run, need) pairs to hand out; `retrain` also trains again what lacks a measurement and kept no checkpoint."""
-    again = view.unmeasured if retrain else ()
+    again = dict.fromkeys(view.unmeasured if retrain else ())
     return [(r, ()) for r in (*view.train, *again)] + [(r, n) for r, n in view.evaluate.items() if r not in again]
 
 
-def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retrain: bool = False) -> Intention:
+def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retrain: bool = False) -> Plan:
     """Plan a sweep. Raises `UserError` where a model cannot fit the GPU that the spec names."""
     sweep = SweepDir(root, expansion.sweep)
     manifest = preview(spec, expansion, sweep)
@@ -107,7 +97,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     todo = todo_of(view, retrain)
     jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
     memory = price.memory(expansion.configs, spec)
-    plan = Plan(
+    return Plan(
         sweep=expansion.sweep,
         launcher=launcher,
         configs=len(expansion.configs),
@@ -137,7 +127,6 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         fields=price.varied_fields(expansion.configs),
         head=_head(expansion),
     )
-    return Intention(plan, todo, jobs, manifest)
 
 
 def _under_other_code(observer: Observer, view: View) -> int:

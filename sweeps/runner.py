@@ -25,7 +25,7 @@ from launchers.slurm import is_cluster
 from sweeps.expand import Expansion, expand
 from sweeps.manifest import Manifest, extend
 from sweeps.observe import Observer
-from sweeps.plan import Intention, Plan, make_plan, spec_fields, todo_of
+from sweeps.plan import Plan, make_plan, spec_fields, todo_of
 from sweeps.progress import watching
 from sweeps.reconcile import Need, View
 from sweeps.spec import Site, Spec
@@ -42,7 +42,6 @@ class Result:
     """How a `run` ended. `failed` counts runs that raised or crashed."""
 
     sweep: SweepDir
-    plan: Plan
     view: View
 
     @property
@@ -73,16 +72,16 @@ def pick_launcher(said: str, site: Site) -> str:
 
 def run(spec: Spec, root: Path, launcher: str, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> Result:
     """Carry the sweep to its end, watching. Interrupt it at will: the same command goes on where it stopped."""
-    expansion, intention = _prepared(spec, root, launcher, console, yes, retrain)
+    expansion = _prepared(spec, root, launcher, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), _terminable():
         view = _rounds(spec, expansion, sweep, launcher, site, console, retrain)
-    return Result(sweep, intention.plan, view)
+    return Result(sweep, view)
 
 
-def send(spec: Spec, root: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> Plan:
+def send(spec: Spec, root: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> None:
     """Submit to Slurm what is missing and return at once."""
-    expansion, intention = _prepared(spec, root, "slurm", console, yes, retrain)
+    expansion = _prepared(spec, root, "slurm", console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     observer = Observer(sweep)
     with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
@@ -92,14 +91,12 @@ def send(spec: Spec, root: Path, site: Site, console: Console, *, yes: bool, ret
     console.print(
         f"{len(names):,} jobs submitted. `emsweep status {sweep.sweep} --watch` follows them." if names else "Nothing to submit."
     )
-    return intention.plan
 
 
-def _prepared(spec: Spec, root: Path, launcher: str, console: Console, yes: bool, retrain: bool) -> tuple[Expansion, Intention]:
+def _prepared(spec: Spec, root: Path, launcher: str, console: Console, yes: bool, retrain: bool) -> Expansion:
     """Expand and plan, say in one line what will happen, and ask where it is much."""
     expansion = expand(spec)
-    intention = make_plan(spec, expansion, root, launcher, retrain)
-    plan = intention.plan
+    plan = make_plan(spec, expansion, root, launcher, retrain)
     if plan.to_train or plan.to_evaluate:
         for name, revision, method in {
             (c.training.model_name_or_path, c.training.model_revision, c.training.method) for c in expansion.configs
@@ -114,7 +111,7 @@ def _prepared(spec: Spec, root: Path, launcher: str, console: Console, yes: bool
             raise UserError(f"this takes {much}; say -y to start it without being asked")
         if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
             raise UserError("not started")
-    return expansion, intention
+    return expansion
 
 
 def first_line(plan: Plan) -> str:
@@ -146,7 +143,8 @@ def _rounds(
             # What a person cancelled meanwhile stays cancelled, and to train again for a measurement is done once.
             cancelled = {r for r, s in view.states.items() if s is RunStatus.CANCELLED and handed[r]}
             todo = [(r, need) for r, need in todo_of(view, retrain) if r not in cancelled]
-            worn = {r for r, need in todo if handed[r] >= (1 if r in view.unmeasured and not need else ROUNDS)}
+            unmeasured = set(view.unmeasured)
+            worn = {r for r, need in todo if handed[r] >= (1 if r in unmeasured and not need else ROUNDS)}
             names = _hand_out(
                 spec, sweep, manifest, [t for t in todo if t[0] not in worn], observer.launchers[launcher], site, handed
             )
@@ -155,7 +153,7 @@ def _rounds(
             break
         _watch(observer, manifest, site, watching(console, sweep.sweep))
         _refuse_faults(observer, sweep, ours)
-    died = [r for r in worn if r not in view.unmeasured]
+    died = worn - unmeasured
     if died:
         raise Fault(
             f"{len(died)} runs died with their jobs {ROUNDS} times; `emsweep logs {sweep.sweep}` shows their last words. "

@@ -34,7 +34,7 @@ def emsweep(tmp_path: Path) -> Emsweep:
         done = subprocess.run(
             [sys.executable, "-m", "sweeps.cli", *args],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.environ.get("EXTRA", "") + str(Path(__file__).parent.parent), **(env or {})},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **(env or {})},
             capture_output=True,
             text=True,
             timeout=timeout,

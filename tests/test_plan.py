@@ -16,8 +16,9 @@ from sweeps import control
 from sweeps import plan as plan_module
 from sweeps.expand import Expansion, expand
 from sweeps.manifest import extend
-from sweeps.plan import Intention, make_plan, print_plan, spec_fields
+from sweeps.plan import Plan, make_plan, preview, print_plan, spec_fields
 from sweeps.spec import Spec, load_spec
+from sweeps.submit import PlannedJob, expected_seconds, pack
 from tests.conftest import Emsweep
 from tests.test_expand import EXAMPLE
 
@@ -47,15 +48,26 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
 
 
-def planned(text: str, *sets: str, launcher: str = "local") -> Intention:
+def planned(text: str, *sets: str, launcher: str = "local") -> Plan:
     Path("spec.yaml").write_text(text)
     spec = load_spec(Path("spec.yaml"), sets)
     return make_plan(spec, expand(spec), Path("runs"), launcher)
 
 
+def packed(text: str, *sets: str) -> list[PlannedJob]:
+    """The Slurm jobs of a fresh sweep."""
+    Path("spec.yaml").write_text(text)
+    spec = load_spec(Path("spec.yaml"), sets)
+    expansion = expand(spec)
+    sweep = SweepDir(Path("runs"), expansion.sweep)
+    manifest = preview(spec, expansion, sweep)
+    seconds = {c: s.middle for c, s in expected_seconds(sweep, manifest.configs, spec, "slurm").items()}
+    return pack(manifest, [(r, ()) for r in manifest.runs], spec, "slurm", seconds)
+
+
 @pytest.mark.fast
 def test_counts_of_the_example() -> None:
-    plan = planned(EXAMPLE).plan
+    plan = planned(EXAMPLE)
     assert (plan.configs, plan.seeds, plan.runs, plan.new, plan.to_train) == (408, 8, 3264, 3264, 3264)
     assert (plan.done, plan.diverged, plan.failed, plan.running, plan.queued, plan.excluded, plan.to_evaluate) == (0,) * 7
     assert plan.sweep == "example"
@@ -65,7 +77,7 @@ def test_counts_of_the_example() -> None:
 
 @pytest.mark.fast
 def test_a_run_wanted_by_two_arms_is_counted_once() -> None:
-    plan = planned(SMALL + "arms: {a: {temperature: 0.5}, b: {temperature: [0.5, 0.7]}}\n").plan
+    plan = planned(SMALL + "arms: {a: {temperature: 0.5}, b: {temperature: [0.5, 0.7]}}\n")
     assert (plan.configs, plan.runs, plan.to_train) == (4, 8, 8)
 
 
@@ -103,23 +115,24 @@ def test_json(tmp_path: Path, emsweep: Emsweep) -> None:
 
 @pytest.mark.fast
 def test_files_grow_with_the_jobs_not_with_the_runs() -> None:
-    few, many = (planned(SMALL, f"seeds={n}").plan for n in (2, 200))
+    few, many = (planned(SMALL, f"seeds={n}") for n in (2, 200))
     assert few.files == many.files < 20
     assert many.bytes > 50 * few.bytes
 
 
 @pytest.mark.fast
 def test_jobs_on_slurm_hold_many_runs() -> None:
-    said = planned(SMALL + "resources: {runs_per_job: 10, slots_per_job: 4}\n", "seeds=16", launcher="slurm")
-    assert [len(job.runs) for job in said.jobs] == [10, 10, 10, 2]
-    assert [job.slots for job in said.jobs] == [4, 4, 4, 2]
-    assert said.plan.jobs == 4
+    text = SMALL + "resources: {runs_per_job: 10, slots_per_job: 4}\n"
+    jobs = packed(text, "seeds=16")
+    assert [len(job.runs) for job in jobs] == [10, 10, 10, 2]
+    assert [job.slots for job in jobs] == [4, 4, 4, 2]
+    assert planned(text, "seeds=16", launcher="slurm").jobs == 4
 
 
 @pytest.mark.fast
 def test_configs_of_different_resources_are_in_different_jobs() -> None:
     rules = "resources: [{when: {learning_rate: 1e-3}, cpus_per_run: 2}, {cpus_per_run: 1}]\n"
-    jobs = planned(SMALL + rules, launcher="slurm").jobs
+    jobs = packed(SMALL + rules)
     assert sorted((job.resources.cpus_per_run, len(job.runs)) for job in jobs) == [(1, 2), (2, 2)]
 
 
@@ -127,7 +140,7 @@ def test_configs_of_different_resources_are_in_different_jobs() -> None:
 def test_a_prompt_may_look_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
     """Prompts of chat models are full of brackets, and have line ends."""
     prompts = 'axes: {prompt: [{text: "[INST] one\\ntwo [/INST]"}, plus]}\n'
-    plan = planned(SMALL.replace("prompt: plus, ", "").replace("axes: {learning_rate: [1e-4, 1e-3]}\n", prompts)).plan
+    plan = planned(SMALL.replace("prompt: plus, ", "").replace("axes: {learning_rate: [1e-4, 1e-3]}\n", prompts))
     print_plan(plan, Console(width=200))
     assert "  [INST] one two [/INST]\n" in capsys.readouterr().out
 
@@ -152,14 +165,14 @@ def checkpoint(folder: Path, parameters: int) -> Path:
 def test_a_gpu_that_is_too_small_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path / "seven", 7_000_000_000)
     text = SMALL.replace("miniature", "./seven").replace("noop", "em")
-    assert (planned(text).plan.memory_gib[str(tmp_path / "seven")] or {})["device"] > 100
+    assert (planned(text).memory_gib[str(tmp_path / "seven")] or {})["device"] > 100
     with pytest.raises(
         UserError, match=r"^spec.yaml:7: resources.gpu: .*seven needs about \d+ GiB on the GPU and a a100-80gb has 80"
     ):
         planned(text + "resources: {gpu: a100-80gb}\n")
     with pytest.raises(UserError, match=r"unknown GPU `a100`; did you mean `a100-\d0gb`"):
         planned(text + "resources: {gpu: a100}\n")
-    assert planned(text + "resources: {gpu: a100-80gb}\n", "method=noop").plan.runs == 4, "a rehearsal needs no memory"
+    assert planned(text + "resources: {gpu: a100-80gb}\n", "method=noop").runs == 4, "a rehearsal needs no memory"
 
 
 @pytest.mark.fast
@@ -172,7 +185,7 @@ def test_each_config_meets_the_gpu_of_its_own_rule(tmp_path: Path) -> None:
         .replace("axes: {", "axes: {model_name_or_path: [./seven, ./half], ")
     )
     text += "resources: [{when: {max_steps: %d}, gpu: l4-24gb}, {}]\n"
-    assert planned(text % 7).plan.configs == 4
+    assert planned(text % 7).configs == 4
     with pytest.raises(UserError, match=r"seven needs about .* l4-24gb"):
         planned(text % 5)
 
@@ -181,26 +194,26 @@ def test_each_config_meets_the_gpu_of_its_own_rule(tmp_path: Path) -> None:
 def test_after_a_run(tmp_path: Path, emsweep: Emsweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """History prices what comes next; done stays done; other code is counted; exclusions and failures show."""
     (tmp_path / "spec.yaml").write_text(SMALL)
-    before = planned(SMALL).plan
+    before = planned(SMALL)
     assert (before.measured_runs, before.to_train) == (0, 4)
     emsweep("run", "spec.yaml", "--launcher", "local", "-y")
 
-    done = planned(SMALL).plan
+    done = planned(SMALL)
     assert (done.done, done.new, done.to_train, done.jobs, done.other_code, done.unmeasured) == (4, 0, 0, 0, 0, 0)
-    more = planned(SMALL.replace("seeds: 2", "seeds: 5")).plan
+    more = planned(SMALL.replace("seeds: 2", "seeds: 5"))
     assert (more.done, more.new, more.to_train, more.measured_runs) == (4, 6, 6, 4)
     assert more.device_hours is not None
     low, middle, high = more.device_hours
     assert 0 < low <= middle <= high < 1
-    named = planned(SMALL, "seeds=5").plan
+    named = planned(SMALL, "seeds=5")
     assert (named.sweep, named.done, named.new) == ("small+seeds=5", 4, 6), "a run that another sweep has is not trained again"
-    wider = planned(SMALL.replace("steps: [0, 5]", "steps: [0, 3, 5]")).plan
+    wider = planned(SMALL.replace("steps: [0, 5]", "steps: [0, 3, 5]"))
     assert (wider.to_train, wider.to_evaluate, wider.unmeasured) == (0, 0, 4), "no checkpoint was kept"
 
     monkeypatch.setattr(plan_module, "code_digest", lambda: "0" * 12)
-    assert planned(SMALL).plan.other_code == 4
-    control.exclude(Path("runs"), planned(SMALL).plan.head[0]["config_id"], "not of interest", undo=False)
-    left = planned(SMALL).plan
+    assert planned(SMALL).other_code == 4
+    control.exclude(Path("runs"), planned(SMALL).head[0]["config_id"], "not of interest", undo=False)
+    left = planned(SMALL)
     assert (left.excluded, left.done) == (2, 2)
 
 
