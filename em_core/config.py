@@ -106,7 +106,21 @@ class Execution(Strict):
     per_device_eval_batch_size: int = Field(64, ge=1, description="Questions answered at once (count).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     deterministic: bool = Field(False, description="Bit-identical runs on a GPU, slower (a CPU always is).")
+    save_steps: int = Field(
+        0, ge=0, description="Write a state that a killed run goes on from, every so many updates (count; 0: never)."
+    )
     threads: int = Field(1, ge=1, description="CPU threads per run (count). Set from resources.cpus_per_run.")
+
+    def halved(self, num_generations: int, halvings: int) -> Execution:
+        """The same with both batches halved `halvings` times, never below 1: less memory, the same numbers but for rounding."""
+        micro = min(self.per_device_train_batch_size or num_generations, num_generations)
+        batches = {"per_device_train_batch_size": micro, "per_device_eval_batch_size": self.per_device_eval_batch_size}
+        return self.model_copy(update={name: max(1, size >> halvings) for name, size in batches.items()}) if halvings else self
+
+
+def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bool:
+    """Whether one halving more than `halvings` would make a batch of the run smaller."""
+    return execution.halved(config.num_generations, halvings) != execution.halved(config.num_generations, halvings + 1)
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,7 @@ class RunRequest:
 
     `evaluations` holds (eval_id, evaluation, steps); steps are optimizer updates, 0 is the base model.
     `checkpoints` is the run's own folder; `step-N` folders below it are normal Hugging Face checkpoints.
+    `halvings` says how often its batches are halved, after so many attempts that ran out of GPU memory.
     """
 
     run_id: str
@@ -187,10 +202,12 @@ class RunRequest:
     evaluations: tuple[tuple[str, Evaluation, tuple[int, ...]], ...]
     keep: Keep
     checkpoints: str
+    halvings: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
-            **{k: getattr(self, k) for k in ("run_id", "config_id", "seed", "attempt", "mode", "keep", "checkpoints")},
+            **{k: getattr(self, k) for k in _REQUESTED},
+            "halvings": self.halvings,
             "config": self.config.model_dump(),
             "evaluations": [[i, e.model_dump(), list(s)] for i, e, s in self.evaluations],
         }
@@ -198,17 +215,22 @@ class RunRequest:
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> RunRequest:
         return cls(
-            **{k: d[k] for k in ("run_id", "config_id", "seed", "attempt", "mode", "keep", "checkpoints")},
+            **{k: d[k] for k in _REQUESTED},
+            halvings=d.get("halvings", 0),
             config=TrainingConfig(**d["config"]),
             evaluations=tuple((i, Evaluation(**e), tuple(s)) for i, e, s in d["evaluations"]),
         )
 
 
+_REQUESTED = ("run_id", "config_id", "seed", "attempt", "mode", "keep", "checkpoints")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, as the trainer sees it: `completed` or `diverged` (a non-finite loss is an outcome, not an error)."""
+    """How a run ended, as the trainer sees it: `completed`, `diverged` (a non-finite loss is an outcome, not an error), or
+    `interrupted`: asked to stop, it saved its state."""
 
-    status: Literal["completed", "diverged"]
+    status: Literal["completed", "diverged", "interrupted"]
     steps: int
     message: str = ""
     figures: Mapping[str, float] | None = None

@@ -3,7 +3,7 @@
 Record kinds, by file (each line is one JSON object whose first key is ``kind``):
 
 * ``manifest.jsonl``  what is wanted: ``sweep config evaluation run exclude include retry``
-* ``submissions.jsonl``  what was handed to a scheduler: ``intent submitted``
+* ``submissions.jsonl``  what was handed to a scheduler, and how it ended: ``intent submitted refused ended follow_up``
 * ``assignments/JOB.jsonl``  what a job is to do: ``job config evaluation run cancel stop close``
 * ``journals/JOB.TRY.jsonl``  what happened: ``job_start run_start metrics eval checkpoint run_end job_end``
 """
@@ -43,6 +43,10 @@ class RunStatus(StrEnum):
         return self in (RunStatus.COMPLETED, RunStatus.DIVERGED)
 
 
+FINAL = frozenset({RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED})
+"""Ends after which a job does not come back to a run."""
+
+
 @dataclass(frozen=True)
 class SweepDir:
     """Every file name of one sweep. Nothing else in the project spells one."""
@@ -71,6 +75,11 @@ class SweepDir:
     def runner_lock(self) -> Path:
         """Held as long as an `emsweep run` works on this sweep."""
         return self.path / "runner.lock"
+
+    @property
+    def halted(self) -> Path:
+        """There while the sweep is stopped for failing everywhere alike; says why. `emsweep retry` removes it."""
+        return self.path / "halted.json"
 
     @property
     def logs(self) -> Path:
@@ -307,6 +316,11 @@ class Attempt:
     @property
     def attempt_id(self) -> str:
         return attempt_id(self.job, self.try_, self.run_id, self.number)
+
+    @property
+    def cause(self) -> str:
+        """Why it ended, in a word of `launchers.causes`; empty while it runs and where nothing went wrong."""
+        return str((self.end or {}).get("cause") or "")
 
 
 def attempt_id(job: str, try_: int, run: str, number: int) -> str:

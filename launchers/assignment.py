@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from em_core.config import TrainingConfig
-from em_core.journal import Record, RunStatus, SweepDir, decode, read_job_try, read_lines
+from em_core.journal import FINAL, Record, SweepDir, decode, read_job_try, read_lines
+from launchers.causes import HOST_MEMORY
 
 
 @dataclass
@@ -55,7 +56,6 @@ class Assignment:
 
 
 def finished_before(sweep: SweepDir, job: str, try_: int) -> set[tuple[str, str]]:
-    """(run, mode) that earlier tries of this job brought to an outcome or to a failure."""
-    ended = {RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED}
+    """(run, mode) that earlier tries of this job brought to an end, or that need more memory than this job has."""
     earlier = [read_job_try(sweep.journal(job, t)) for t in range(try_)]
-    return {(a.run_id, a.mode) for t in earlier for a in t.attempts if a.status in ended}
+    return {(a.run_id, a.mode) for t in earlier for a in t.attempts if a.status in FINAL or a.cause == HOST_MEMORY}

@@ -18,18 +18,43 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How one try of a job ended, as the scheduler says it.
+
+    `word` is the scheduler's own (TIMEOUT, NODE_FAIL, ...), `node` where it ran, `mem_gb` what it was given (GB).
+    """
+
+    word: str
+    node: str | None = None
+    mem_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a scheduler allows one user; None: no limit is known. `queued` is how many jobs the user has there now."""
+
+    array_size: int | None = None
+    submitted_jobs: int | None = None
+    queued: int = 0
+
+
+@dataclass(frozen=True)
 class Batch:
     """Jobs that are submitted together (one Slurm array): same resources, each with its assignment file written.
 
-    `token` is unique, known before the submission and findable in the scheduler afterwards.
+    `token` is unique, known before the submission and findable in the scheduler afterwards; `name` is for people.
+    `parallelism` is how many of the jobs may run at once (None: all).
     """
 
     token: str
+    name: str
     jobs: tuple[str, ...]
     slots: int
     resources: Mapping[str, Any] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    parallelism: int | None = None
+    exclude_nodes: tuple[str, ...] = ()
 
 
 class Launcher(Protocol):
@@ -40,8 +65,14 @@ class Launcher(Protocol):
     def submit(self, batch: Batch) -> list[str]:
         """Start every job of the batch; returns the scheduler's id of each, in order. Raises `Fault`."""
 
+    def limits(self) -> Limits:
+        """What may be submitted now."""
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
-        """The state of each job in one call to the scheduler."""
+        """The state of each job, in one or two calls to the scheduler for all of them."""
+
+    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
+        """How each ended try of these jobs ended, oldest first; a job the scheduler does not remember is left out."""
 
     def find(self, token: str, jobs: int) -> list[str] | None:
         """Ids of a batch that was submitted under this token, [] if there is none, None if that cannot be told."""

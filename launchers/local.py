@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from em_core.journal import SweepDir
-from launchers.base import Batch, JobState
+from launchers.base import Batch, Ended, JobState, Limits
 
 
 class LocalLauncher:
@@ -37,6 +37,9 @@ class LocalLauncher:
             )
         return list(batch.jobs)
 
+    def limits(self) -> Limits:
+        return Limits()
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         return {job: JobState.RUNNING if self._lives(job) else JobState.GONE for job in ids}
 
@@ -46,6 +49,9 @@ class LocalLauncher:
             return process.poll() is None
         # A job of an earlier `emsweep run` that was killed: it holds the lock on its journal until it is gone.
         return _is_locked(self.sweep.journal(job, 0))
+
+    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
+        return {}
 
     def find(self, token: str, jobs: int) -> list[str] | None:
         return []

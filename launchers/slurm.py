@@ -1,28 +1,25 @@
-"""Jobs as tasks of Slurm arrays. submitit submits; our supervisor supervises; squeue and sacct are only witnesses."""
+"""Jobs as tasks of Slurm arrays. submitit submits; our supervisor supervises; Slurm's answers are only witnesses."""
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import subprocess
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import em_core
 from em_core.errors import Fault
 from em_core.journal import SweepDir, disk_faults
-from launchers.base import Batch, JobState
-from launchers.task import carry_out
+from launchers.base import Batch, Ended, JobState, Limits
+from launchers.scheduler import Witness, ask, limits
+from launchers.task import REQUEUE, carry_out, early_signal
 
-QUERY_TIMEOUT = 30
-"""Seconds after which a scheduler that does not answer counts as not answering."""
-GRACE = 20.0
-"""Seconds a job must be missing from the queue, seen twice, before that alone means it is gone."""
-LIVE = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED", "RESV_DEL_HOLD"}
-STARTED = {"RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+WITNESS = Witness()
+"""One for all sweeps that this process looks at: they share its answers."""
+FOLLOW_UP_MINUTES = 30
+"""Time limit of the job that reconciles a sweep."""
 
 
 class SlurmLauncher:
@@ -32,70 +29,68 @@ class SlurmLauncher:
 
     def __init__(self, sweep: SweepDir) -> None:
         self.sweep = sweep
-        self._missing_since: dict[str, float] = {}
 
     def submit(self, batch: Batch) -> list[str]:
+        assignments = [str(self.sweep.assignment(job)) for job in batch.jobs]
+        return self._submit(run_job, assignments, submitit_parameters(batch), batch.environment)
+
+    def follow(self, name: str, after: Sequence[str], command: Sequence[str], parameters: Mapping[str, Any]) -> str:
+        """Submit a one-CPU job that runs `command` when all the jobs `after` are over, however they ended; its id."""
+        bases = sorted({job.split("_")[0] for job in after}, key=int)
+        said = {
+            "job_name": name,
+            "comment": name,
+            "time": FOLLOW_UP_MINUTES,
+            "nodes": 1,
+            "ntasks_per_node": 1,
+            "cpus_per_task": 1,
+        }
+        said["dependency"] = "afterany:" + ":".join(bases)
+        said["additional_parameters"] = {"chdir": str(_code())}
+        [job] = self._submit(run_command, [list(command)], said | dict(parameters), {})
+        return job
+
+    def _submit(
+        self, function: Any, arguments: list[Any], parameters: dict[str, Any], environment: Mapping[str, str]
+    ) -> list[str]:
         import submitit
 
-        parameters = submitit_parameters(batch)
+        folder = self.sweep.logs / "submitit"
+        python = parameters.pop("python", None)
+        WITNESS.forget()
         try:
-            executor = submitit.SlurmExecutor(folder=self.sweep.logs / "submitit", max_num_timeout=0)
+            executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=0, python=python)
             executor.update_parameters(**parameters)
-            with disk_faults(self.sweep.logs / "submitit"), _environment(batch.environment):
-                jobs = executor.map_array(run_job, [str(self.sweep.assignment(job)) for job in batch.jobs])
+            with disk_faults(folder), _environment(environment):
+                return [job.job_id for job in executor.map_array(function, arguments)]
         except submitit.core.utils.FailedJobError as error:
             raise Fault(f"Slurm refused the jobs: {_last_line(str(error))}") from error
         except (ValueError, RuntimeError) as error:
             raise Fault(f"submitit could not submit: {_last_line(str(error))}") from error
-        return [job.job_id for job in jobs]
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
-        if not ids:
-            return {}
-        queued = _ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format=%i|%T")
-        if queued is None:
-            return dict.fromkeys(ids, JobState.UNKNOWN)
-        listed = dict(line.split("|", 1) for line in queued if "|" in line)
-        now = time.monotonic()
-        states: dict[str, JobState] = {}
-        missing = []
-        for job in ids:
-            word = listed.get(job, "").strip()
-            if word in LIVE:
-                states[job] = JobState.PENDING
-            elif word in STARTED:
-                states[job] = JobState.RUNNING
-            else:
-                missing.append(job)
-                continue
-            self._missing_since.pop(job, None)
-        if missing:
-            ended = self._ended(missing)
-            for job in missing:
-                first = self._missing_since.setdefault(job, now)
-                gone = job in ended or now - first >= GRACE
-                states[job] = JobState.GONE if gone else JobState.UNKNOWN
-        return states
+        return WITNESS.states(ids) if ids else {}
 
-    def _ended(self, ids: Sequence[str]) -> set[str]:
-        """Those of `ids` that the accounting knows to have ended; empty where there is no accounting."""
-        bases = sorted({job.split("_")[0] for job in ids})
-        told = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs", ",".join(bases))
-        words = dict(line.split("|", 1) for line in told or () if "|" in line)
-        return {job for job, word in words.items() if word.split() and word.split()[0] not in LIVE | STARTED}
+    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
+        return WITNESS.ends(ids) if ids else {}
+
+    def limits(self) -> Limits:
+        return limits(WITNESS)
 
     def find(self, token: str, jobs: int) -> list[str] | None:
-        queued = _ask("squeue", "--noheader", "--array", "--name", token, "--format=%i")
-        if queued is None:
+        """The token is in the comment, which only the queue remembers; what ran and left it is in the journals."""
+        listed = WITNESS.queue()
+        if listed is None:
             return None
-        told = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID", "--name", token) or []
-        bases = [re.split(r"[_\[]", line.strip())[0] for line in (*queued, *told) if line.strip()]
+        bases = {re.split(r"[_\[]", job)[0] for job, row in listed.items() if token in row.comment.split()}
         if not bases:
             return []
-        return [bases[0]] if jobs == 1 else [f"{bases[0]}_{i}" for i in range(jobs)]
+        base = min(bases, key=int)
+        return [base] if jobs == 1 else [f"{base}_{i}" for i in range(jobs)]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        if ids and _ask("scancel", *ids) is None:
+        WITNESS.forget()
+        if ids and ask("scancel", *ids) is None:
             raise Fault("scancel failed: Slurm does not answer; the jobs may still be queued")
 
 
@@ -103,19 +98,22 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
     """The parameters of `submitit.SlurmExecutor` for a batch: the spec's words translated, `slurm_*` passed through."""
     r = dict(batch.resources)
     extra = {k.removeprefix("slurm_"): v for k, v in r.items() if k.startswith("slurm_")}
+    extra.pop("array_parallelism", None)  # shared out over all arrays: batch.parallelism
     cpus = r["cpus_per_run"] * batch.slots
     # srun from Slurm 22.05 on ignores SLURM_CPUS_PER_TASK, so the step is told itself.
     srun_args = [f"--cpus-per-task={cpus}", *extra.pop("srun_args", ())]
-    code = Path(em_core.__file__).resolve().parent.parent
     parameters: dict[str, Any] = {
-        "job_name": batch.token,
+        "job_name": batch.name,
+        "comment": f"emsweep {batch.name.rsplit(':', 1)[0]} {batch.token}",
         "time": r["timeout_min"],
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         "srun_args": srun_args,
+        "signal_delay_s": early_signal(r["timeout_min"]),
+        "array_parallelism": batch.parallelism or len(batch.jobs),
         # The code beside which em_core was found is the code that runs, wherever the command was typed.
-        "additional_parameters": {"chdir": str(code), **extra.pop("additional_parameters", {})},
+        "additional_parameters": {"chdir": str(_code()), "requeue": True, **extra.pop("additional_parameters", {})},
     }
     if r.get("mem_gb"):
         parameters["mem"] = f"{max(1, round(r['mem_gb'] * batch.slots * 1024))}MB"
@@ -124,19 +122,41 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
     setup = [*batch.setup, *extra.pop("setup", ())]
     if setup:
         parameters["setup"] = setup
+    if batch.exclude_nodes:
+        parameters["exclude"] = ",".join([*filter(None, [extra.pop("exclude", "")]), *batch.exclude_nodes])
     return parameters | extra
 
 
+def _code() -> Path:
+    return Path(em_core.__file__).resolve().parent.parent
+
+
 def run_job(assignment: str) -> int:
-    """What submitit calls on the node. Slurm's restart count is the job's try."""
+    """What submitit calls on the node. Slurm's restart count is the job's try.
+
+    What the time limit cut short asks for another try itself; where the site forbids that, `reconcile` hands it out again.
+    """
+    job = own_job_id()
+    code = carry_out(assignment, int(os.environ.get("SLURM_RESTART_COUNT", "0")), "slurm", job)
+    if code == REQUEUE and job:
+        ask("scontrol", "requeue", job)
+    return code
+
+
+def own_job_id() -> str | None:
+    """The Slurm job this process is part of: `12`, or `12_3` in an array."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job_id = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
-    return carry_out(assignment, int(os.environ.get("SLURM_RESTART_COUNT", "0")), "slurm", job_id)
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def run_command(command: list[str]) -> int:
+    """What submitit calls for a follow-up job. Raises where the command fails, so that Slurm shows the job as failed."""
+    return subprocess.run(command, check=True).returncode
 
 
 def is_cluster() -> bool | None:
     """Whether this machine is part of a Slurm cluster: True, False, or None where one is set up but does not answer."""
-    if _ask("sinfo", "--noheader", "--format=%P") is not None:
+    if ask("sinfo", "--noheader", "--format=%P") is not None:
         return True
     configured = os.environ.get("SLURM_CONF") or any(
         Path(p).exists() for p in ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
@@ -147,7 +167,7 @@ def is_cluster() -> bool | None:
 class _environment:  # noqa: N801 (reads as a statement)
     """Context: the site's variables (caches, offline flags) are exported into the jobs of one submission."""
 
-    def __init__(self, variables: Any) -> None:
+    def __init__(self, variables: Mapping[str, str]) -> None:
         self.variables = dict(variables)
 
     def __enter__(self) -> None:
@@ -160,15 +180,6 @@ class _environment:  # noqa: N801 (reads as a statement)
                 os.environ.pop(k, None)
             else:
                 os.environ[k] = v
-
-
-def _ask(*command: str) -> list[str] | None:
-    """Lines of a scheduler command's answer, None where it failed: a failed query means unknown, never dead."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 def _last_line(text: str) -> str:

@@ -3,7 +3,9 @@
 Reads its assignment file as it grows (`run`, `cancel`, `stop`, `close`), starts one worker per slot, passes their
 records into the journal line by line, and names the cause when one dies. It never trains and never imports torch.
 
-Exit codes: 0 the assignment is done; 3 stopped by a signal or by the end of its launcher; 1 the journal cannot be written.
+Asked to stop, it hands out nothing more, gives the workers the time there is to save their state (or, before a time limit,
+to finish), ends them, and journals why. Exit codes: 0 the assignment is done; 3 stopped; 4 stopped by the time limit with
+work left that another try would bring forward; 1 the journal cannot be written.
 """
 
 from __future__ import annotations
@@ -11,42 +13,36 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from em_core.config import Evaluation, Execution, RunRequest, steps_within
+from em_core.config import Evaluation, Execution, RunRequest, can_halve, steps_within
 from em_core.errors import EmsweepError, Fault
-from em_core.journal import Appender, Record, RunStatus, SweepDir, disk_faults
+from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, encode
 from launchers import causes
 from launchers.assignment import Assignment, finished_before
-from launchers.snapshot import gpu_names, provenance, visible_gpus
+from launchers.halting import LOOK_EVERY, count_alike, halt, halted, is_failure
+from launchers.slot import Slot, slot_environment
+from launchers.snapshot import gpu_names, provenance
 
 TICK = 0.25
 """Seconds between looks at the assignment file and at signals."""
 LOG_TAIL = 2000
 """Characters of a dead worker's log that go into the journal."""
-
-
-@dataclass
-class Slot:
-    """A worker and what it is doing. `pending` holds the bytes of a record that has not arrived whole."""
-
-    index: int
-    process: subprocess.Popen[bytes] | None = None
-    pipe: int = -1
-    pending: bytes = b""
-    request: RunRequest | None = None
-    started: float = 0.0
+EARLY_SIGNAL = 90
+"""Seconds before its time limit at which a job is warned (Slurm may do it up to a minute earlier)."""
+LAST_WORDS = 15
+"""Of these, the seconds the supervisor keeps for itself."""
+TERM_SECONDS = 15
+"""Seconds a worker has to save its state after SIGTERM; Slurm's SIGKILL follows after 30."""
+DONE, STOPPED, REQUEUE = 0, 3, 4
 
 
 class Supervisor:
@@ -61,9 +57,15 @@ class Supervisor:
         self.job: str = assignment.header["job"]
         self.execution = Execution(**assignment.header["execution"])
         self.slots = [Slot(i) for i in range(assignment.header["slots"])]
-        self.attempts: dict[str, int] = {}
-        self.kills: dict[str, int] = {}
+        self.attempts: Counter[str] = Counter()
+        self.troubles: Counter[tuple[str, str]] = Counter()
+        self.halvings: Counter[str] = Counter()
         self.stopping = ""
+        self.stop_cause = causes.STOPPED
+        self.stop_at = 0.0
+        self.told_to_stop = False
+        self.looked_at = -LOOK_EVERY
+        self.memory_kills = causes.memory_kills()
         self.selector = selectors.DefaultSelector()
         with disk_faults(sweep.journals):
             sweep.logs.mkdir(parents=True, exist_ok=True)
@@ -81,52 +83,82 @@ class Supervisor:
                 self._end_workers()
             self.journal.append("job_end", reason=self.stopping or "done", t=time.time())
             self.journal.sync()
-        return 3 if self.stopping else 0
+        if self.stop_cause == causes.TIME_LIMIT and self._unfinished and any(s.ended for s in self.slots):
+            return REQUEUE
+        return STOPPED if self.stopping else DONE
 
-    def stop(self, reason: str) -> None:
-        """Ask the loop to end: current runs are journaled as interrupted and their workers killed."""
-        self.stopping = self.stopping or reason
+    def stop(self, reason: str, cause: str = causes.STOPPED, seconds: float = 0.0) -> None:
+        """Ask the loop to end within `seconds`; the first reason counts, the earliest end too. Safe in a signal handler."""
+        end = time.monotonic() + seconds
+        self.stop_at = min(self.stop_at, end) if self.stopping else end
+        if not self.stopping:
+            self.stopping, self.stop_cause = reason, cause
 
     def watch_stdin(self) -> None:
         """Stop when stdin ends: a local launcher holds its other end, so it never leaves a job behind."""
         self.selector.register(0, selectors.EVENT_READ, "stdin")
 
     def _loop(self) -> None:
-        while not self.stopping:
+        while True:
             self.assignment.follow()
             self._apply_cancels()
             if self.assignment.stop:
-                self.stop(self.assignment.stop)
-                break
-            for slot in self.slots:
-                if slot.request is None and self.assignment.queue:
-                    self._hand_out(slot)
-            if self.assignment.closed and not self.assignment.queue and all(s.request is None for s in self.slots):
-                return
+                self.stop(self.assignment.stop, causes.CANCELLED)
+            elif reason := halted(self.sweep):
+                self.stop(reason)
+            busy = any(s.request is not None for s in self.slots)
+            if self.stopping:
+                self._tell_to_stop()
+                if not busy or time.monotonic() >= self.stop_at:
+                    break
+            else:
+                for slot in self.slots:
+                    if slot.request is None and self.assignment.queue:
+                        self._hand_out(slot)
+                        busy = True
+                if self.assignment.closed and not busy:
+                    return
             for key, _ in self.selector.select(TICK):
                 if key.data == "stdin":
                     if not os.read(0, 4096):
                         self.stop("the launcher ended")
                 else:
                     self._read(key.data)
+        self._unfinished = bool(self.assignment.queue)
         for slot in self.slots:
             if slot.request is not None:
                 self._kill(slot)
-                self._journal_end(slot, RunStatus.INTERRUPTED, "stopped", f"the job was stopped: {self.stopping}")
+            if slot.request is not None:
+                self._journal_stopped(slot)
+
+    _unfinished = False
+
+    def _tell_to_stop(self) -> None:
+        """Once: workers that can save what they have are told to; the others go on as long as there is time."""
+        if not self.told_to_stop:
+            self.told_to_stop = True
+            for slot in self.slots:
+                if slot.request is not None:
+                    slot.send({"stop": True})
 
     # -- runs and workers ---------------------------------------------------------------------------------------
 
     def _hand_out(self, slot: Slot) -> None:
         record = self.assignment.queue.popleft()
-        run_id = record["run_id"]
-        number = self.attempts[run_id] = self.attempts.get(run_id, -1) + 1
         if slot.process is None:
-            self._start_worker(slot)
-        slot.request = self._request(record, number)
+            slot.start(self.sweep.worker_log(self.job, slot.index), slot_environment(slot.index, self.assignment.header))
+            self.selector.register(slot.pipe, selectors.EVENT_READ, slot)
+            slot.send({"execution": self.execution.model_dump()})
+        slot.record = record
+        slot.request = self._request(record)
         slot.started = time.time()
-        self._send(slot, slot.request.as_json())
+        slot.send(slot.request.as_json())
 
-    def _request(self, record: Record, number: int) -> RunRequest:
+    def _next_attempt(self, run_id: str) -> int:
+        self.attempts[run_id] += 1
+        return self.attempts[run_id] - 1
+
+    def _request(self, record: Record) -> RunRequest:
         config = self.assignment.configs[record["config_id"]]
         needed = {(i, s) for i, s in record.get("need", ())}
         evaluations = []
@@ -140,100 +172,101 @@ class Supervisor:
             run_id=record["run_id"],
             config_id=record["config_id"],
             seed=record["seed"],
-            attempt=number,
+            attempt=self._next_attempt(record["run_id"]),
             mode=record["mode"],
             config=config,
             evaluations=tuple(evaluations),
             keep=self.assignment.header["keep"],
             checkpoints=str(self.sweep.run_checkpoints(record["run_id"])),
+            halvings=self.halvings[record["config_id"]],
         )
 
-    def _start_worker(self, slot: Slot) -> None:
-        read_end, write_end = os.pipe()
-        with open(self.sweep.worker_log(self.job, slot.index), "ab") as log:
-            slot.process = subprocess.Popen(
-                [sys.executable, "-m", "em_core.worker", str(write_end)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(write_end,),
-                env=os.environ | slot_environment(slot.index, self.assignment.header),
-            )
-        os.close(write_end)
-        slot.pipe, slot.pending = read_end, b""
-        self.selector.register(read_end, selectors.EVENT_READ, slot)
-        self._send(slot, {"execution": self.execution.model_dump()})
-
-    def _send(self, slot: Slot, message: dict[str, Any]) -> None:
-        assert slot.process is not None
-        assert slot.process.stdin is not None
-        # A worker that just died shows itself by the end of its pipe, where its death is dealt with.
-        with contextlib.suppress(BrokenPipeError):
-            slot.process.stdin.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
-            slot.process.stdin.flush()
-
     def _read(self, slot: Slot) -> None:
-        chunk = os.read(slot.pipe, 1 << 20)
-        if not chunk:
+        lines = slot.lines()
+        if lines is None:
             self._bury(slot)
-            return
-        *lines, slot.pending = (slot.pending + chunk).split(b"\n")
-        if not lines:
-            return
-        # One write for what arrived together: whole lines only, so a reader never sees a torn record of ours.
+        elif lines:
+            self._take(slot, lines)
+
+    def _take(self, slot: Slot, lines: list[bytes]) -> None:
+        """A worker's records into the journal: one write for what arrived together, so that nobody sees a torn one of ours."""
+        ends = [i for i, line in enumerate(lines) if line.startswith(b'{"kind":"run_end"')]
+        for i in ends:
+            if is_failure(lines[i]):
+                lines[i] = self._judged(slot, lines[i])
         self.journal.write(b"\n".join(lines) + b"\n")
-        for line in lines:
-            if line.startswith(b'{"kind":"run_end"'):
-                self.journal.sync()
-                slot.request = None
-                if b'"cause":"disk"' in line:
-                    raise Fault(json.loads(line)["message"].removeprefix("Fault: "))
+        for i in ends:
+            self.journal.sync()
+            if b'"cause":"disk"' in lines[i]:
+                raise Fault((decode(lines[i]) or {}).get("message", "disk").removeprefix("Fault: "))
+            self._over(slot, lines[i])
+
+    def _over(self, slot: Slot, line: bytes) -> None:
+        """The slot is free again. A state saved on request is progress as an end is."""
+        slot.request = slot.record = None
+        slot.ended += 1
+        if b'"status":"interrupted"' in line and self.stopping:
+            self._unfinished = True
+        if is_failure(line):
+            self._halt_if_all_alike(decode(line) or {})
+
+    def _judged(self, slot: Slot, line: bytes) -> bytes:
+        """A failure that the worker reports, which may be bad luck: too little memory is met with less or more of it."""
+        end = decode(line)
+        assert slot.record is not None
+        assert slot.request is not None
+        if end is None:
+            return line
+        if end["cause"] == causes.GPU_MEMORY and can_halve(slot.request.config, self.execution, slot.request.halvings):
+            config = slot.record["config_id"]
+            self.halvings[config] = max(self.halvings[config], slot.request.halvings + 1)
+            self.assignment.queue.appendleft(slot.record)
+            end["status"] = RunStatus.INTERRUPTED
+        elif end["cause"] == causes.HOST_MEMORY and not self._worn_out(slot.record, causes.HOST_MEMORY):
+            end["status"] = RunStatus.INTERRUPTED  # another job gets more
+        end.pop("kind")
+        return encode("run_end", end).rstrip(b"\n")
+
+    def _worn_out(self, record: Record, cause: str) -> bool:
+        """Count this bad luck of a run, in earlier jobs and here; whether it was once too often."""
+        self.troubles[record["run_id"], cause] += 1
+        times = self.troubles[record["run_id"], cause] + record.get("troubles", {}).get(cause, 0)
+        return causes.worn_out(cause, times, self.assignment.header.get("retries", {}))
 
     def _bury(self, slot: Slot) -> None:
         """The worker died: say why, and put its run back where that was not the run's fault."""
-        assert slot.process is not None
-        returncode = slot.process.wait()
-        self._forget_worker(slot)
-        if slot.request is None:
+        returncode = self._forget(slot)
+        if slot.record is None:
             return
-        run_id = slot.request.run_id
-        cause = causes.of_death(returncode, self.kills.get(run_id, 0))
-        request = slot.request
-        self._journal_end(slot, cause.status, cause.cause, cause.message, self._log_tail(slot))
-        if cause.status is RunStatus.INTERRUPTED:
-            self.kills[run_id] = self.kills.get(run_id, 0) + 1
-            need = [[i, s] for i, _, steps in request.evaluations for s in steps] if request.mode == "eval" else []
-            again = {"run_id": run_id, "config_id": request.config_id, "seed": request.seed, "mode": request.mode, "need": need}
-            self.assignment.queue.append(again)
+        kills, self.memory_kills = self.memory_kills, causes.memory_kills()
+        found = causes.of_death(returncode, out_of_memory=self.memory_kills > kills)
+        record, status = slot.record, found.status
+        if status is RunStatus.INTERRUPTED and self._worn_out(record, found.cause):
+            status = RunStatus.FAILED
+        self._journal_end(slot, status, found.cause, found.message, self._log_tail(slot))
+        if status is RunStatus.INTERRUPTED and found.cause != causes.HOST_MEMORY:
+            self.assignment.queue.append(record)
 
     def _kill(self, slot: Slot) -> None:
+        """End a worker at once, after taking what it had already written."""
         if slot.process is not None:
-            slot.process.kill()
-            slot.process.wait()
-            self._forget_worker(slot)
+            slot.kill()
+            while lines := slot.lines():
+                self._take(slot, lines)
+            self._forget(slot)
 
-    def _forget_worker(self, slot: Slot) -> None:
-        assert slot.process is not None
-        assert slot.process.stdin is not None
+    def _forget(self, slot: Slot) -> int:
         self.selector.unregister(slot.pipe)
-        os.close(slot.pipe)
-        with contextlib.suppress(BrokenPipeError):
-            slot.process.stdin.close()
-        slot.process = None
+        return slot.forget()
 
     def _end_workers(self) -> None:
-        """Close every worker's stdin, which ends it; kill what does not end."""
         for slot in self.slots:
             if slot.process is not None and slot.process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     slot.process.stdin.close()
         for slot in self.slots:
             if slot.process is not None:
-                try:
-                    slot.process.wait(timeout=5)
-                except subprocess.TimeoutExpired:
-                    slot.process.kill()
-                    slot.process.wait()
+                slot.end(5)
 
     def _apply_cancels(self) -> None:
         cancelled = self.assignment.cancelled
@@ -245,8 +278,19 @@ class Supervisor:
         for slot in self.slots:
             if slot.request is not None and slot.request.run_id in cancelled:
                 self._kill(slot)
-                self._journal_end(slot, RunStatus.CANCELLED, "cancelled", "cancelled by a person")
+                if slot.request is not None:
+                    self._journal_end(slot, RunStatus.CANCELLED, causes.CANCELLED, "cancelled by a person")
         cancelled.clear()
+
+    def _halt_if_all_alike(self, end: Record) -> None:
+        """Stop the whole sweep when as many runs as it allows failed as this one did since it was last submitted."""
+        most = self.assignment.header.get("stop_after", 0)
+        if most and time.monotonic() - self.looked_at >= LOOK_EVERY:
+            count = count_alike(self.sweep, causes.signature(end), self.assignment.header["t"])
+            if count >= most:
+                self.stop(halt(self.sweep, end, count))
+            elif count < most / 2:  # far from it: the next count can wait
+                self.looked_at = time.monotonic()
 
     # -- journal ------------------------------------------------------------------------------------------------
 
@@ -264,35 +308,47 @@ class Supervisor:
             slots=len(self.slots),
             cpus=len(os.sched_getaffinity(0)),
             gpu=gpus[0] if gpus else None,
+            mem_gb=causes.granted_gb(),
             **{"try": self.try_},
             **provenance(),
         )
         self.journal.sync()
 
+    def _journal_stopped(self, slot: Slot) -> None:
+        """The end of a run that the job's end cut short. One that had the whole job to itself will never fit."""
+        minutes = self.assignment.header.get("timeout_min")
+        if self.stop_cause == causes.TIME_LIMIT and not slot.ended:
+            longer = (
+                f"longer than the job's time limit of {minutes} min: raise resources.timeout_min, or set execution.save_steps"
+            )
+            self._journal_end(slot, RunStatus.FAILED, causes.TIME_LIMIT, longer)
+        elif self.stop_cause == causes.CANCELLED:
+            self._journal_end(slot, RunStatus.CANCELLED, causes.CANCELLED, self.stopping)
+        else:
+            self._unfinished = True
+            self._journal_end(slot, RunStatus.INTERRUPTED, self.stop_cause, f"the job was stopped: {self.stopping}")
+
     def _journal_end(self, slot: Slot, status: RunStatus, cause: str, message: str, tail: str = "") -> None:
         assert slot.request is not None
         now = time.time()
-        self.journal.append(
-            "run_end",
-            run_id=slot.request.run_id,
-            attempt=slot.request.attempt,
-            t=now,
-            seconds=now - slot.started,
-            status=status,
-            cause=cause,
-            message=message,
-            traceback=tail,
-            steps=0,
-            figures={},
-        )
+        said = {
+            "run_id": slot.request.run_id, "attempt": slot.request.attempt, "t": now, "seconds": now - slot.started,
+            "status": status, "cause": cause, "message": message, "traceback": tail, "steps": 0, "figures": {},
+        }  # fmt: skip
+        line = encode("run_end", said)
+        self.journal.write(line)
         self.journal.sync()
-        slot.request = None
+        self._over(slot, line)
 
     def _journal_unstarted(self, record: Record) -> None:
         """A run that was cancelled while it waited: an attempt with an end and no beginning."""
-        number = self.attempts[record["run_id"]] = self.attempts.get(record["run_id"], -1) + 1
-        told = {"status": RunStatus.CANCELLED, "cause": "cancelled", "message": "cancelled before it started", "traceback": ""}
-        ids = {"run_id": record["run_id"], "attempt": number}
+        told = {
+            "status": RunStatus.CANCELLED,
+            "cause": causes.CANCELLED,
+            "message": "cancelled before it started",
+            "traceback": "",
+        }
+        ids = {"run_id": record["run_id"], "attempt": self._next_attempt(record["run_id"])}
         self.journal.append("run_end", **ids, t=time.time(), seconds=0.0, steps=0, figures={}, **told)
         self.journal.sync()
 
@@ -302,21 +358,9 @@ class Supervisor:
         return ""
 
 
-def slot_environment(index: int, header: Record) -> dict[str, str]:
-    """What a worker's environment adds: its threads (pinned, or numbers change between launchers) and its GPUs."""
-    threads = str(header["execution"]["threads"])
-    environment = {
-        "EMSWEEP_SLOT": str(index),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-    gpus = int(header.get("gpus_per_run") or 0)
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[index * gpus : (index + 1) * gpus])
-    return environment
+def early_signal(timeout_min: int) -> int:
+    """Seconds before the time limit at which Slurm is to warn a job: less where the whole job is short."""
+    return min(EARLY_SIGNAL, 20 * timeout_min)
 
 
 def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str | None = None) -> int:
@@ -328,9 +372,14 @@ def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str 
     if not assignment.header:
         raise Fault(f"{path} is no assignment: the folder of the runs is not what this node sees under that path")
     supervisor = Supervisor(assignment, sweep, try_, launcher, slurm_job_id)
+    warned_before = early_signal(assignment.header.get("timeout_min", 60))
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        supervisor.stop(f"received {signal.Signals(number).name}")
+        if number == signal.SIGUSR2:
+            supervisor.stop("time limit", causes.TIME_LIMIT, max(0, warned_before - LAST_WORDS))
+        else:
+            saves = supervisor.execution.save_steps > 0
+            supervisor.stop(f"received {signal.Signals(number).name}", seconds=TERM_SECONDS if saves else 0)
 
     # After submitit's own handlers, which would requeue and exit and leave our workers alive.
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):

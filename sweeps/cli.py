@@ -90,19 +90,36 @@ def run(
 
     loaded, site = _load(spec, sets)
     console = _console()
-    done = runner.run(loaded, root, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
+    done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
     finish(done, root, db, console)
     if done.failed or done.undone:
         raise typer.Exit(1)
 
 
 @app.command()
-def submit(spec: SpecPath, sets: Sets = None, root: Root = RUNS, yes: Yes = False, retrain: Retrain = False) -> None:
-    """Submit to Slurm what is missing of a sweep, and return at once."""
+def submit(
+    spec: SpecPath, sets: Sets = None, root: Root = RUNS, db: Db = RESULTS, yes: Yes = False, retrain: Retrain = False
+) -> None:
+    """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it."""
     from sweeps import runner
 
     loaded, site = _load(spec, sets)
-    runner.send(loaded, root, site, _console(), yes=yes, retrain=retrain)
+    runner.send(loaded, root, db, site, _console(), yes=yes, retrain=retrain)
+
+
+@app.command("follow-up")
+def follow_up(
+    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    root: Root = RUNS,
+    db: Db = RESULTS,
+    tried: Annotated[int, typer.Option(hidden=True, help="Attempts known at the last round.")] = -1,
+    fruitless: Annotated[int, typer.Option(hidden=True, help="Rounds in a row without any.")] = 0,
+) -> None:
+    """Go on with a sweep whose Slurm jobs are over: what the small job after them runs. Never trains here."""
+    from sweeps import follow
+    from sweeps.manifest import find_sweep
+
+    follow.follow_up(find_sweep(root, sweep), db, _console(), tried, fruitless)
 
 
 @app.command()

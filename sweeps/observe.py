@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from em_core.journal import (
     Attempt,
     JobTry,
     JobTryReader,
+    Record,
     SweepDir,
     append_batch,
     read_job_try,
@@ -19,8 +21,10 @@ from em_core.journal import (
     winner,
 )
 from launchers.base import JobState, Launcher
+from launchers.causes import NODE_FAILURE
 from launchers.local import LocalLauncher
 from launchers.slurm import SlurmLauncher
+from sweeps.ends import JobEnd, closed, read_end, settle
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.reconcile import SubmittedJob, View, reconcile
 
@@ -33,7 +37,7 @@ def launcher_for(name: str, sweep: SweepDir) -> Launcher:
 
 
 class Observer:
-    """Looks at one sweep again and again, reading only journals that grew."""
+    """Looks at one sweep again and again, reading only what grew."""
 
     def __init__(self, sweep: SweepDir) -> None:
         self.sweep = sweep
@@ -41,20 +45,26 @@ class Observer:
         self._readers: dict[Path, tuple[JobTryReader, int, JobTry]] = {}
         self._asked: dict[str, tuple[float, dict[str, JobState]]] = {}
         self._elsewhere: dict[str, Attempt] | None = None
+        self._submissions: tuple[int, list[Record]] = (-1, [])
 
     def look(self, manifest: Manifest | None = None, every: float = 0.0) -> View:
         """Judge the sweep now. The scheduler is asked at most once per `every` seconds; between, its last word counts."""
         manifest = manifest or read_manifest(self.sweep)
         jobs = self.jobs()
-        states = self._states(jobs, every)
         tries = self.tries()
+        states = self._states(jobs, tries, every)
         if self._elsewhere is None:
             self._elsewhere = _done_elsewhere(self.sweep, manifest)
         checkpoints = _checkpoints(self.sweep, manifest.runs) if self.sweep.checkpoints.is_dir() else {}
         return reconcile(manifest, tries, jobs, states, checkpoints, self._elsewhere)
 
+    def settle(self, limits: Mapping[str, int]) -> None:
+        """Record how the jobs that are over ended. The caller holds the sweep's lock."""
+        jobs, tries = self.jobs(), self.tries()
+        settle(self.sweep, jobs, tries, self._states(jobs, tries, 0.0), self._ends(), self.launchers, limits)
+
     def tries(self) -> list[JobTry]:
-        """Every job try's states, in winning order."""
+        """Every job try's states, in winning order; attempts of a try that is known to be over have an end."""
         found = []
         for path in self.sweep.all_journals():
             size = path.stat().st_size
@@ -64,61 +74,92 @@ class Observer:
                 told = reader.read()
                 self._readers[path] = (reader, size, told)
             found.append(told)
-        return found
+        return closed(found, self._ends())
 
     def jobs(self) -> list[SubmittedJob]:
-        """Every job that was ever handed to a launcher; an unanswered submission is looked up and adopted."""
-        return _submitted(self.sweep)
+        """Every job that was ever handed to a launcher."""
+        records = self._records()
+        answers = {r["token"]: r["ids"] for r in records if r["kind"] == "submitted"}
+        refused = {r["token"] for r in records if r["kind"] == "refused"}
+        causes = {job: end.cause for (job, _), end in sorted(self._ends().items())}
+        jobs = []
+        for r in records:
+            if r["kind"] != "intent" or r["token"] in refused:
+                continue
+            ids = answers.get(r["token"])
+            ids = ids if ids and len(ids) == len(r["jobs"]) else [None] * len(r["jobs"])
+            for name, id_, runs in zip(r["jobs"], ids, r["runs"], strict=True):
+                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, frozenset(runs), causes.get(name, "")))
+        return jobs
 
-    def _states(self, jobs: list[SubmittedJob], every: float) -> dict[str, JobState]:
-        done = {t.job for t in self.tries() if t.ended == "done"}
-        answer: dict[str, JobState] = {}
+    def bad_nodes(self, failures: int) -> tuple[str, ...]:
+        """Nodes on which at least so many of this sweep's jobs died with their node."""
+        counts = Counter(e.node for e in self._ends().values() if e.cause == NODE_FAILURE and e.node)
+        return tuple(sorted(node for node, n in counts.items() if n >= failures))
+
+    def follow_up(self) -> str | None:
+        """Id of the newest follow-up job, None where there was none."""
+        return next((r["id"] for r in reversed(self._records()) if r["kind"] == "follow_up"), None)
+
+    def _records(self) -> list[Record]:
+        """The submissions so far; read again when the file grew."""
+        try:
+            size = self.sweep.submissions.stat().st_size
+        except OSError:
+            return []
+        if size != self._submissions[0]:
+            self._submissions = (size, list(read_records(self.sweep.submissions)))
+        return self._submissions[1]
+
+    def _ends(self) -> dict[tuple[str, int], JobEnd]:
+        return {(r["job"], r["try"]): read_end(r) for r in self._records() if r["kind"] == "ended"}
+
+    def _states(self, jobs: list[SubmittedJob], tries: list[JobTry], every: float) -> dict[str, JobState]:
+        done = {t.job for t in tries if t.ended == "done"}
+        newest: dict[str, int] = {}
+        for t in tries:
+            newest[t.job] = max(t.try_, newest.get(t.job, 0))
+        over = {job for job, try_ in self._ends() if try_ >= newest.get(job, 0)}
+        answer: dict[str, JobState] = dict.fromkeys(over, JobState.GONE)
         for name, launcher in self.launchers.items():
-            open_jobs = [j for j in jobs if j.launcher == name and j.name not in done]
+            open_jobs = [j for j in jobs if j.launcher == name and j.name not in done and j.name not in over]
             if not open_jobs:
                 continue
             asked_at, told = self._asked.get(name, (0.0, {}))
             if name == "local" or time.monotonic() - asked_at >= every or any(j.name not in told for j in open_jobs):
-                told = self._ask(launcher, open_jobs)
+                told = self._ask(launcher, open_jobs, {t.job: t.start for t in tries if t.start})
                 self._asked[name] = (time.monotonic(), told)
             answer |= told
         return answer
 
-    def _ask(self, launcher: Launcher, jobs: list[SubmittedJob]) -> dict[str, JobState]:
-        """States by job name. A batch without a recorded answer is looked up by its token."""
+    def _ask(self, launcher: Launcher, jobs: list[SubmittedJob], started: Mapping[str, Record]) -> dict[str, JobState]:
+        """States by job name. A batch without a recorded answer is looked up: by its journals, then by its token."""
         ids = {j.name: j.id for j in jobs}
         gone: set[str] = set()
         for token in {j.token for j in jobs if j.id is None}:
             batch = [j for j in self.jobs() if j.token == token]  # the whole batch: some may have ended already
-            found = launcher.find(token, len(batch)) if launcher.name != "local" else [j.name for j in batch]
+            found = self._batch_ids(launcher, token, [j.name for j in batch], started)
             if found:
                 append_batch(self.sweep.submissions, [("submitted", {"token": token, "ids": found, "t": time.time()})])
                 ids |= {j.name: i for j, i in zip(batch, found, strict=True) if j.name in ids}
-            elif found is not None and time.time() - _intent_time(self.sweep, token) > ADOPT_AFTER:
+            elif found is not None and time.time() - self._intent_time(token) > ADOPT_AFTER:
                 gone |= {j.name for j in batch}
         known = {name: i for name, i in ids.items() if i is not None}
         told = launcher.states(list(known.values()))
         states = {name: told.get(i, JobState.UNKNOWN) for name, i in known.items()}
         return {j.name: JobState.GONE if j.name in gone else states.get(j.name, JobState.UNKNOWN) for j in jobs}
 
+    def _batch_ids(self, launcher: Launcher, token: str, names: list[str], started: Mapping[str, Record]) -> list[str] | None:
+        if launcher.name == "local":
+            return names
+        for name in names:
+            if job := (started.get(name) or {}).get("slurm_job_id"):
+                base = str(job).split("_")[0]
+                return [base] if len(names) == 1 else [f"{base}_{i}" for i in range(len(names))]
+        return launcher.find(token, len(names))
 
-def _submitted(sweep: SweepDir) -> list[SubmittedJob]:
-    records = list(read_records(sweep.submissions))
-    answers = {r["token"]: r["ids"] for r in records if r["kind"] == "submitted"}
-    refused = {r["token"] for r in records if r["kind"] == "refused"}
-    jobs = []
-    for r in records:
-        if r["kind"] != "intent" or r["token"] in refused:
-            continue
-        ids = answers.get(r["token"])
-        ids = ids if ids and len(ids) == len(r["jobs"]) else None
-        for i, name in enumerate(r["jobs"]):
-            jobs.append(SubmittedJob(name, r["token"], r["launcher"], ids[i] if ids else None, frozenset(r["runs"][i])))
-    return jobs
-
-
-def _intent_time(sweep: SweepDir, token: str) -> float:
-    return next(float(r["t"]) for r in read_records(sweep.submissions) if r["kind"] == "intent" and r["token"] == token)
+    def _intent_time(self, token: str) -> float:
+        return next(float(r["t"]) for r in self._records() if r["kind"] == "intent" and r["token"] == token)
 
 
 def _checkpoints(sweep: SweepDir, runs: Iterable[str]) -> dict[str, set[int]]:

@@ -77,7 +77,8 @@ def preview(spec: Spec, expansion: Expansion, sweep: SweepDir) -> Manifest:
 def spec_fields(spec: Spec) -> dict[str, Any]:
     """What the manifest remembers of the spec itself."""
     overrides = [f"{k}={v}" for k, v in sorted(spec.overrides.items())]
-    return {"spec": spec.document.text, "spec_path": str(spec.document.path.resolve()), "overrides": overrides}
+    path = str(spec.document.path.resolve())
+    return {"spec": spec.document.text, "spec_path": path, "overrides": overrides, "sets": list(spec.sets)}
 
 
 def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:

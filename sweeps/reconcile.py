@@ -6,12 +6,14 @@ dead only when the scheduler was asked and says so, never because it could not b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from em_core.config import steps_within
 from em_core.journal import Attempt, JobTry, RunStatus, winner
 from launchers.base import JobState
+from launchers.causes import CANCELLED, HOST_MEMORY
 from sweeps.manifest import Manifest
 
 Need = tuple[tuple[str, int], ...]
@@ -19,18 +21,26 @@ Need = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job that was handed (or about to be handed) to a launcher. `id` is None while no answer was recorded."""
+    """A job that was handed (or about to be handed) to a launcher. `id` is None while no answer was recorded.
+
+    `cause` is why it is known to have ended; empty while it may live.
+    """
 
     name: str
     token: str
     launcher: str
     id: str | None
     runs: frozenset[str]
+    cause: str = ""
 
 
 @dataclass(frozen=True)
 class View:
-    """Where every run stands, and what that asks for."""
+    """Where every run stands, and what that asks for.
+
+    `live` and `unheard` are names of jobs that may still do something; of the latter the scheduler says nothing.
+    `troubles` counts the bad luck of runs to train, by cause; `tried` counts all attempts of the sweep.
+    """
 
     states: Mapping[str, RunStatus]
     train: tuple[str, ...]
@@ -38,6 +48,9 @@ class View:
     unmeasured: tuple[str, ...]
     live: frozenset[str]
     winners: Mapping[str, Attempt]
+    unheard: frozenset[str] = frozenset()
+    troubles: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    tried: int = 0
 
     def count(self, *states: RunStatus) -> int:
         return sum(s in states for s in self.states.values())
@@ -69,11 +82,14 @@ def reconcile(
             finished_jobs.add(t.job)
         for a in t.attempts:
             attempts.setdefault(a.run_id, []).append(a)
-    live = {j.name for j in jobs if j.name not in finished_jobs and job_states.get(j.name, JobState.UNKNOWN) is not JobState.GONE}
+    states_of = {j.name: job_states.get(j.name, JobState.UNKNOWN) for j in jobs if j.name not in finished_jobs}
+    live = {name for name, state in states_of.items() if state is not JobState.GONE}
     promised: dict[str, set[str]] = {}
+    last_job: dict[str, SubmittedJob] = {}
     for j in jobs:
-        if j.name in live:
-            for run_id in j.runs:
+        for run_id in j.runs:
+            last_job[run_id] = j
+            if j.name in live:
                 promised.setdefault(run_id, set()).add(j.name)
 
     states: dict[str, RunStatus] = {}
@@ -81,6 +97,7 @@ def reconcile(
     train: list[str] = []
     evaluate: dict[str, Need] = {}
     unmeasured: list[str] = []
+    bad_luck: dict[str, Mapping[str, int]] = {}
     for run_id in manifest.runs:
         mine = attempts.get(run_id, [])
         best = winner(mine) or (done_elsewhere or {}).get(run_id)
@@ -103,9 +120,27 @@ def reconcile(
                     unmeasured.append(run_id)
             continue
         states[run_id] = _unfinished(mine, promised.get(run_id, set()), manifest.forgiven.get(run_id, 0))
+        was_cancelled = run_id in last_job and last_job[run_id].cause == CANCELLED
+        if was_cancelled and states[run_id] in (RunStatus.NEW, RunStatus.INTERRUPTED):  # with its job, perhaps before it began
+            states[run_id] = RunStatus.CANCELLED
         if states[run_id] in (RunStatus.NEW, RunStatus.INTERRUPTED, RunStatus.CANCELLED):
             train.append(run_id)
-    return View(states, tuple(train), evaluate, tuple(unmeasured), frozenset(live), winners)
+            if found := troubles(mine):
+                bad_luck[run_id] = found
+    unheard = frozenset(name for name in live if states_of[name] is JobState.UNKNOWN)
+    tried = sum(len(of_run) for of_run in attempts.values())
+    return View(states, tuple(train), evaluate, tuple(unmeasured), frozenset(live), winners, unheard, bad_luck, tried)
+
+
+def troubles(mine: Iterable[Attempt]) -> Counter[str]:
+    """How often a run met each kind of bad luck since it last failed, by cause."""
+    counts: Counter[str] = Counter()
+    for a in sorted(mine, key=lambda a: (a.job, a.try_, a.number)):
+        if a.status is RunStatus.FAILED:
+            counts.clear()
+        elif a.status is RunStatus.INTERRUPTED:
+            counts[a.cause] += 1
+    return counts
 
 
 def _unfinished(mine: list[Attempt], promised_by: set[str], forgiven: int) -> RunStatus:
@@ -113,7 +148,8 @@ def _unfinished(mine: list[Attempt], promised_by: set[str], forgiven: int) -> Ru
     if any(a.status is RunStatus.RUNNING and a.job in promised_by for a in mine):
         return RunStatus.RUNNING
     failures = sum(a.status is RunStatus.FAILED for a in mine)
-    handled = {a.job for a in mine if a.status in (RunStatus.FAILED, RunStatus.CANCELLED)}
+    # A job does not come back to what failed in it, nor to what needs more memory than it has.
+    handled = {a.job for a in mine if a.status in (RunStatus.FAILED, RunStatus.CANCELLED) or a.cause == HOST_MEMORY}
     if promised_by - handled:
         return RunStatus.QUEUED
     if failures > forgiven:

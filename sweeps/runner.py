@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,20 +18,17 @@ from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus, SweepDir, read_records
 from em_core.lock import locked
 from em_core.models import check_available
-from launchers.base import Launcher
 from launchers.local import LocalLauncher
 from launchers.slurm import is_cluster
 from sweeps.expand import Expansion, expand
+from sweeps.handout import FRUITLESS_ROUNDS, ensure_follow_up, play_round, refuse_halted
 from sweeps.manifest import Manifest, extend
 from sweeps.observe import Observer
-from sweeps.plan import Plan, make_plan, spec_fields, todo_of
+from sweeps.plan import Plan, make_plan, spec_fields
 from sweeps.progress import watching
-from sweeps.reconcile import Need, View
+from sweeps.reconcile import View
 from sweeps.spec import Site, Spec
-from sweeps.submit import expected_seconds, pack, submit
 
-ROUNDS = 3
-"""How often one `emsweep run` hands out a run that dies with its job before it gives up."""
 ASK_ABOVE = 1.0
 """Device-hours above which a run asks first."""
 
@@ -70,26 +66,33 @@ def pick_launcher(said: str, site: Site) -> str:
     return "slurm" if cluster else "local"
 
 
-def run(spec: Spec, root: Path, launcher: str, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> Result:
+def run(
+    spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool, retrain: bool = False
+) -> Result:
     """Carry the sweep to its end, watching. Interrupt it at will: the same command goes on where it stopped."""
     expansion = _prepared(spec, root, launcher, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), _terminable():
-        view = _rounds(spec, expansion, sweep, launcher, site, console, retrain)
+        view = _rounds(spec, expansion, sweep, db, launcher, site, console, retrain)
     return Result(sweep, view)
 
 
-def send(spec: Spec, root: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> None:
+def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> None:
     """Submit to Slurm what is missing and return at once."""
     expansion = _prepared(spec, root, "slurm", console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     observer = Observer(sweep)
     with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
-        todo = todo_of(observer.look(manifest), retrain)
-        names = _hand_out(spec, sweep, manifest, todo, observer.launchers["slurm"], site, Counter())
+        done = play_round(spec, sweep, manifest, observer, observer.launchers["slurm"], site, retrain=retrain)
+        if done.jobs:
+            ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)
+    if not done.jobs and not done.left:
+        console.print("Nothing to submit.")
+        return
+    later = f" {done.left:,} runs wait for room in the queue and follow later." if done.left else ""
     console.print(
-        f"{len(names):,} jobs submitted. `emsweep status {sweep.sweep} --watch` follows them." if names else "Nothing to submit."
+        f"{len(done.jobs):,} jobs submitted.{later} `emsweep status {sweep.sweep} --watch` follows them.", soft_wrap=True
     )
 
 
@@ -129,68 +132,53 @@ def first_line(plan: Plan) -> str:
 
 
 def _rounds(
-    spec: Spec, expansion: Expansion, sweep: SweepDir, launcher: str, site: Site, console: Console, retrain: bool
+    spec: Spec, expansion: Expansion, sweep: SweepDir, db: Path, launcher: str, site: Site, console: Console, retrain: bool
 ) -> View:
     """Hand out, watch, and hand out again what died with its job; the journals decide."""
     observer = Observer(sweep)
     with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
     ours: list[str] = []
-    handed: Counter[str] = Counter()
+    handed: set[str] = set()
+    fruitless = tried = 0
     while True:
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
-            view = observer.look(manifest)
-            # What a person cancelled meanwhile stays cancelled, and to train again for a measurement is done once.
-            cancelled = {r for r, s in view.states.items() if s is RunStatus.CANCELLED and handed[r]}
-            todo = [(r, need) for r, need in todo_of(view, retrain) if r not in cancelled]
-            unmeasured = set(view.unmeasured)
-            worn = {r for r, need in todo if handed[r] >= (1 if r in unmeasured and not need else ROUNDS)}
-            names = _hand_out(
-                spec, sweep, manifest, [t for t in todo if t[0] not in worn], observer.launchers[launcher], site, handed
+            # To train again for a measurement is done once; what a person cancels meanwhile stays cancelled.
+            again = set(observer.look(manifest).unmeasured) & handed
+            done = play_round(
+                spec, sweep, manifest, observer, observer.launchers[launcher], site,
+                retrain=retrain, without=again, revive=not ours,
+            )  # fmt: skip
+            if done.jobs and launcher == "slurm":
+                ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)
+        fruitless = fruitless + 1 if done.view.tried == tried else 0
+        tried = done.view.tried
+        handed |= done.runs
+        ours += [*done.jobs, *done.view.live]
+        if not done.jobs and not done.view.live:
+            return done.view
+        if fruitless >= FRUITLESS_ROUNDS:
+            raise Fault(
+                f"the jobs end before any run begins, {fruitless} times in a row; `emsweep logs {sweep.sweep}` shows their last "
+                "words. The same command tries again."
             )
-        ours += [*names, *view.live]
-        if not names and not view.live:
-            break
-        _watch(observer, manifest, site, watching(console, sweep.sweep))
+        _watch(observer, manifest, site, watching(console, sweep.sweep), wanted=done.left)
         _refuse_faults(observer, sweep, ours)
-    died = worn - unmeasured
-    if died:
-        raise Fault(
-            f"{len(died)} runs died with their jobs {ROUNDS} times; `emsweep logs {sweep.sweep}` shows their last words. "
-            "The same command tries again."
-        )
-    return view
 
 
-def _hand_out(
-    spec: Spec,
-    sweep: SweepDir,
-    manifest: Manifest,
-    todo: Sequence[tuple[str, Need]],
-    launcher: Launcher,
-    site: Site,
-    handed: Counter[str],
-) -> list[str]:
-    """Submit `todo` and count in `handed` what was handed out; returns the jobs' names. The caller holds the sweep's lock."""
-    if not todo:
-        return []
-    wanted = {manifest.runs[r].config_id: manifest.configs[manifest.runs[r].config_id] for r, _ in todo}
-    seconds = {c: s.middle for c, s in expected_seconds(sweep, wanted, spec, launcher.name).items()}
-    jobs = pack(manifest, todo, spec, launcher.name, seconds)
-    if launcher.name == "local":
-        jobs = jobs[:1]  # a job takes the whole machine: those of other resource rules follow when it is done
-    handed.update(r for job in jobs for r, _ in job.runs)
-    return submit(sweep, manifest, jobs, spec, site, launcher)
+def _watch(observer: Observer, manifest: Manifest, site: Site, show: watching, wanted: int) -> View:
+    """Look until no job of the sweep is alive, or half are over and more are `wanted`.
 
-
-def _watch(observer: Observer, manifest: Manifest, site: Site, show: watching) -> View:
-    """Look until no job of the sweep is alive. Ctrl-C stops local jobs; jobs on Slurm go on."""
+    Ctrl-C stops local jobs; jobs on Slurm go on.
+    """
+    most = 0
     with show as progress:
         try:
             while True:
                 view = observer.look(manifest, every=site.poll_seconds)
                 progress.update(view)
-                if not view.live:
+                most = max(most, len(view.live))
+                if not view.live or (wanted and len(view.live) <= most // 2):
                     return view
                 time.sleep(0.5)
         except KeyboardInterrupt:
@@ -207,6 +195,7 @@ def _refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None
     assert isinstance(local, LocalLauncher)
     for job, words in local.last_words().items():
         raise Fault(words.splitlines()[-1] if words else f"the supervisor of {job} failed without a word")
+    refuse_halted(sweep)
     for job in dict.fromkeys(ours):
         for told in read_records(sweep.assignment(job), (b'{"kind":"stop"',)):
             raise Fault(f"{told['reason']}; the same command continues")

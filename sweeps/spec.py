@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 from em_core.config import METHODS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from sweeps.complaints import complaint, said_as, unknown
+from sweeps.retries import Retries
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
@@ -109,6 +110,7 @@ class Spec(Strict):
         {}, description="Resources of a run, or first-match rules with `when`."
     )
     execution: Execution = Field(Execution(), description="How runs are carried out; part of no id.")
+    retries: Retries = Field(Retries(), description="How often bad luck is met with another try, and when the sweep stops.")
     keep: str = Field(
         "none", pattern=r"^(none|last|all|best:[1-9][0-9]*)$", description="Checkpoints that stay: none, last, best:K, all."
     )
@@ -116,6 +118,7 @@ class Spec(Strict):
     _document: Document = PrivateAttr()
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
     _rules: tuple[Resources, ...] = PrivateAttr(default=())
+    _sets: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def document(self) -> Document:
@@ -125,6 +128,11 @@ class Spec(Strict):
     def overrides(self) -> dict[str, Any]:
         """Training fields (and `seeds`) set on the command line."""
         return self._overrides
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Every `--set KEY=VALUE` as it was typed."""
+        return self._sets
 
     @property
     def sweep(self) -> str:
@@ -154,7 +162,16 @@ class Site(Strict):
     qos: str | None = Field(None, description="Slurm quality of service.")
     setup: list[str] = Field([], description="Shell lines before each job (module load ...).")
     env: dict[str, str] = Field({}, description="Environment of the jobs (HF_HOME, HF_HUB_OFFLINE, ...).")
-    max_array_size: int = Field(1000, ge=1, description="Longest Slurm array (tasks).")
+    max_array_size: int | None = Field(None, ge=1, description="Longest Slurm array (tasks; none: the cluster's MaxArraySize).")
+    max_submit_jobs: int | None = Field(
+        None, ge=2, description="Jobs one user may have in the queue (count; none: what the cluster's accounting allows)."
+    )
+    follow_up: bool = Field(
+        True, description="A small job reconciles the sweep when its jobs are over, and hands out what is left."
+    )
+    follow_up_resources: dict[str, Any] = Field({}, description="Slurm parameters of that job (slurm_partition: cpu, ...).")
+    on_done: str | None = Field(None, description="Shell command when a sweep is done (mail, chat); the summary is its input.")
+    on_stop: str | None = Field(None, description="Shell command when a sweep stops before it is done; the reason is its input.")
     poll_seconds: float = Field(30, gt=0, description="Least time between two questions to the scheduler (seconds).")
     resources: dict[str, Any] = Field({}, description="Defaults for the specs' `resources`.")
 
@@ -165,9 +182,10 @@ FIELD_TYPES: dict[str, TypeAdapter[Any]] = {
 }
 
 
-def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None) -> Spec:
-    """Decode a spec file, with `--set KEY=VALUE` overrides and the site's defaults. Raises `UserError`."""
-    document = read_document(path)
+def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, text: str | None = None) -> Spec:
+    """Decode a spec file (or the `text` it had), with `--set KEY=VALUE` overrides and the site's defaults. Raises `UserError`."""
+    document = read_document(path, text)
+    sets = tuple(sets)
     data = dict(document.data)
     overrides: dict[str, Any] = {}
     keys = []
@@ -185,7 +203,7 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None) ->
         rules = _resource_rules(spec, site or Site())
     except SpecError as mistake:
         raise document.error(mistake) from None
-    spec._document, spec._overrides, spec._rules = document, overrides, rules
+    spec._document, spec._overrides, spec._rules, spec._sets = document, overrides, rules, sets
     return spec
 
 
@@ -307,7 +325,13 @@ def _place(data: Any, error: Any) -> Path_:
 def _unknown_key(model: type[BaseModel], path: Path_) -> str:
     """Message for an unknown key: near names among the siblings at that place."""
     name = str(path[-1])
-    inner: dict[str, type[BaseModel]] = {"tasks": TaskFile, "evaluate": EvaluateEntry, "execution": Execution, "random": Random}
+    inner: dict[str, type[BaseModel]] = {
+        "tasks": TaskFile,
+        "evaluate": EvaluateEntry,
+        "execution": Execution,
+        "random": Random,
+        "retries": Retries,
+    }
     siblings = next((m for part, m in inner.items() if part in path[:-1]), model).model_fields
     if model is Spec and len(path) == 1 and name in TrainingConfig.model_fields:
         return f"`{name}` is a training field: put it under `base:` or `axes:`"
@@ -325,13 +349,14 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
         overrides[key] = data[key] = value
     elif key == "keep":
         data[key] = value
-    elif key.split(".")[0] in ("execution", "resources") and "." in key:
+    elif key.split(".")[0] in ("execution", "resources", "retries") and "." in key:
         section, name = key.split(".", 1)
         if not isinstance(data.get(section, {}), dict):
             raise UserError(f"--set {key}: this spec's `{section}` is no mapping; edit the spec")
         data[section] = {**data.get(section, {}), name: value}
     else:
         known = [*TrainingConfig.model_fields, "seeds", "keep", *(f"execution.{f}" for f in Execution.model_fields)]
+        known += [f"retries.{f}" for f in Retries.model_fields]
         raise UserError(f"--set {key}: {unknown('field', key, [*known, *(f'resources.{f}' for f in Resources.model_fields)])}")
 
 

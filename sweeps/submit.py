@@ -22,6 +22,8 @@ from sweeps.spec import Resources, Site, Spec
 
 LOCAL_JOB = 100_000
 """Runs in one local job: all of them, its slots share one queue."""
+ARRAY_SIZE = 1000
+"""Longest array where the scheduler does not say."""
 SPREAD = 32
 """Jobs among which a sweep that would fit into fewer is spread, so that it uses the cluster."""
 WORTH_A_JOB = 2.0
@@ -38,17 +40,25 @@ class PlannedJob:
 
 
 def pack(
-    manifest: Manifest, todo: Sequence[tuple[str, Need]], spec: Spec, launcher: str, seconds: Mapping[str, float]
+    manifest: Manifest,
+    todo: Sequence[tuple[str, Need]],
+    spec: Spec,
+    launcher: str,
+    seconds: Mapping[str, float],
+    memory: Mapping[str, float] | None = None,
 ) -> list[PlannedJob]:
     """Runs -> jobs. Locally one job takes all; on Slurm a job lasts about `job_minutes`, or `runs_per_job` runs.
 
-    `todo` holds (run_id, need), need empty to train; `seconds` is the expected time per run, by config. Runs keep
-    their order, so that a job's workers keep their weights.
+    `todo` holds (run_id, need), need empty to train; `seconds` is the expected time per run, by config; `memory` the host
+    memory (GB) of runs for which what the spec says was not enough. Runs keep their order, so that a job's workers keep
+    their weights.
     """
     groups: dict[str, tuple[Resources, list[tuple[str, Need]]]] = {}
     for run_id, need in todo:
         config = manifest.configs[manifest.runs[run_id].config_id]
         rule = spec.resources_for(config.training.model_dump() | {"prompt": config.prompt_name})
+        if memory and run_id in memory:
+            rule = rule.model_copy(update={"mem_gb": memory[run_id]})
         groups.setdefault(rule.model_dump_json(), (rule, []))[1].append((run_id, need))
     jobs = []
     for rule, runs in groups.values():
@@ -109,28 +119,53 @@ def _runs_per_job(rule: Resources, slots: int, seconds: Sequence[float | None]) 
 
 
 def submit(
-    sweep: SweepDir, manifest: Manifest, jobs: Sequence[PlannedJob], spec: Spec, site: Site, launcher: Launcher
+    sweep: SweepDir,
+    manifest: Manifest,
+    jobs: Sequence[PlannedJob],
+    spec: Spec,
+    site: Site,
+    launcher: Launcher,
+    *,
+    troubles: Mapping[str, Mapping[str, int]] | None = None,
+    exclude_nodes: tuple[str, ...] = (),
+    running: int = 0,
 ) -> list[str]:
-    """Write assignments and intents, then hand the jobs over; returns their names. The caller holds the sweep's lock.
+    """Write assignments and intents, then hand the jobs over; returns the names of those that the scheduler has room for.
 
-    A crash at any instant leaves either no intent (nothing was submitted) or an intent whose token the scheduler can
-    be asked about; runs are never lost and an accidental second job costs time, not truth.
+    The caller holds the sweep's lock. `running` is how many jobs of the sweep are alive already, `troubles` what bad luck
+    the runs had. A crash at any instant leaves either no intent (nothing was submitted) or an intent whose token the
+    scheduler can be asked about; runs are never lost and an accidental second job costs time, not truth.
     """
+    allowed = launcher.limits()
+    most = site.max_submit_jobs or allowed.submitted_jobs
+    if most is not None:
+        jobs = jobs[: max(0, most - allowed.queued - 1)]  # one place is for the follow-up
+    chunks = list(_chunks(jobs, site.max_array_size or allowed.array_size or ARRAY_SIZE))
+    shares = _shares([len(chunk) for chunk in chunks], _cap(spec), running)
     names: list[str] = []
     number = sum(r["kind"] == "intent" for r in read_records(sweep.submissions))
-    for chunk in _chunks(jobs, site.max_array_size):
-        batch = f"b{number:04d}"
-        number += 1
-        chunk_names = [f"{batch}-{i:05d}" for i in range(len(chunk))]
+    for i, (chunk, share) in enumerate(zip(chunks, shares, strict=False)):
+        batch = f"b{number + i:04d}"
+        chunk_names = [f"{batch}-{j:05d}" for j in range(len(chunk))]
         for name, job in zip(chunk_names, chunk, strict=True):
-            _write_assignment(sweep, manifest, name, job, spec, launcher.name)
+            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {})
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
         intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs, "t": time.time()}
         append_batch(sweep.submissions, [("intent", intent)])
-        resources = chunk[0].resources.model_dump(exclude={"when"})
+        array = Batch(
+            token=token,
+            name=f"{sweep.sweep}:{i + 1}/{len(chunks)}",
+            jobs=tuple(chunk_names),
+            slots=chunk[0].slots,
+            resources=chunk[0].resources.model_dump(exclude={"when"}),
+            setup=tuple(site.setup),
+            environment=site.env,
+            parallelism=share,
+            exclude_nodes=exclude_nodes,
+        )
         try:
-            ids = launcher.submit(Batch(token, tuple(chunk_names), chunk[0].slots, resources, tuple(site.setup), site.env))
+            ids = launcher.submit(array)
         except Fault:
             # A failed answer is not a refusal: the controller may have queued the jobs and timed out. Only its word counts.
             if launcher.find(token, len(chunk)) == []:
@@ -139,6 +174,33 @@ def submit(
         append_batch(sweep.submissions, [("submitted", {"token": token, "ids": ids, "t": time.time()})])
         names += chunk_names
     return names
+
+
+def _cap(spec: Spec) -> int | None:
+    """How many jobs of the sweep may run at once, by submitit's name; Slurm itself only knows a cap per array."""
+    caps = [int(cap) for rule in spec.rules if (cap := (rule.model_extra or {}).get("slurm_array_parallelism"))]
+    return min(caps, default=None)
+
+
+def _shares(sizes: Sequence[int], cap: int | None, running: int) -> list[int | None]:
+    """The cap divided among arrays of these sizes, each at least 1; as many arrays as have a share. None: no cap.
+
+    >>> _shares([100, 100, 50], 10, 0)
+    [4, 4, 2]
+    >>> _shares([5, 5, 5], 2, 0)
+    [1, 1]
+    """
+    if cap is None:
+        return [None] * len(sizes)
+    left = max(1, cap - running)
+    sizes = sizes[:left]
+    shares = [max(1, left * size // sum(sizes)) for size in sizes]
+    for i in sorted(range(len(shares)), key=lambda i: shares[i] - left * sizes[i] / sum(sizes)):
+        if sum(shares) < left and shares[i] < sizes[i]:
+            shares[i] += 1
+    while sum(shares) > left:
+        shares[shares.index(max(shares))] -= 1
+    return list(shares)
 
 
 def _chunks(jobs: Sequence[PlannedJob], size: int) -> Iterable[list[PlannedJob]]:
@@ -153,7 +215,15 @@ def _chunks(jobs: Sequence[PlannedJob], size: int) -> Iterable[list[PlannedJob]]
         yield chunk
 
 
-def _write_assignment(sweep: SweepDir, manifest: Manifest, name: str, job: PlannedJob, spec: Spec, launcher: str) -> None:
+def _write_assignment(
+    sweep: SweepDir,
+    manifest: Manifest,
+    name: str,
+    job: PlannedJob,
+    spec: Spec,
+    launcher: str,
+    troubles: Mapping[str, Mapping[str, int]],
+) -> None:
     """A plain sweep's assignment is written whole and closed."""
     execution = spec.execution.model_copy(update={"threads": job.resources.cpus_per_run})
     header: dict[str, Any] = {
@@ -161,6 +231,10 @@ def _write_assignment(sweep: SweepDir, manifest: Manifest, name: str, job: Plann
         "sweep": sweep.sweep,
         "slots": job.slots,
         "gpus_per_run": job.resources.gpus_per_run,
+        "timeout_min": job.resources.timeout_min,
+        "retries": spec.retries.limits(),
+        "stop_after": spec.retries.stop_after,
+        "t": time.time(),
         "execution": execution.model_dump(),
         "keep": spec.keep,
         "evaluations": [[i, e.model_dump(), list(steps)] for i, e, steps in manifest.wanted_evaluations],
@@ -175,5 +249,6 @@ def _write_assignment(sweep: SweepDir, manifest: Manifest, name: str, job: Plann
             training = manifest.configs[run.config_id].training.model_dump()
             records.append(("config", {"config_id": run.config_id, "training": training}))
         mode = {"mode": "eval", "need": [list(n) for n in need]} if need else {"mode": "train"}
-        records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode}))
+        met = {"troubles": dict(troubles[run_id])} if run_id in troubles else {}
+        records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode, **met}))
     write_whole(sweep.assignment(name), [*records, ("close", {})])

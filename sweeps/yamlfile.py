@@ -65,10 +65,13 @@ class Document:
         return line
 
 
-def read_document(path: Path) -> Document:
-    """Read a YAML mapping. Raises `UserError` for a missing file, a directory, broken YAML, or anything but a mapping."""
+def read_document(path: Path, text: str | None = None) -> Document:
+    """Read a YAML mapping: the file, or the `text` it had once.
+
+    Raises `UserError` for a missing file, a directory, broken YAML, or anything but a mapping.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if text is None else text
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:

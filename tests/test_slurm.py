@@ -11,10 +11,11 @@ import pytest
 
 from em_core.journal import Appender, RunStatus, SweepDir, append_batch, read_records
 from em_core.noop import STEP_SECONDS
-from launchers.base import Batch, JobState
-from launchers.slurm import SlurmLauncher, submitit_parameters
+from launchers.base import JobState
+from launchers.scheduler import Witness
+from launchers.slurm import SlurmLauncher
 from launchers.snapshot import visible_gpus
-from launchers.task import slot_environment
+from launchers.slot import slot_environment
 from sweeps.observe import Observer
 from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
@@ -41,34 +42,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.fast
-def test_resources_become_submitit_parameters() -> None:
-    resources = {"cpus_per_run": 2, "gpus_per_run": 1, "mem_gb": 1.5, "timeout_min": 30}
-    resources |= {"slurm_partition": "gpu", "slurm_qos": "high"}
-    said = submitit_parameters(Batch("t", ("j",), 4, resources, ("module load cuda",)))
-    chdir = said.pop("additional_parameters")["chdir"]
-    assert (Path(chdir) / "em_core").is_dir()
-    assert said == {
-        "job_name": "t",
-        "time": 30,
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": 8,
-        "srun_args": ["--cpus-per-task=8"],
-        "mem": "6144MB",
-        "gpus_per_node": 4,
-        "setup": ["module load cuda"],
-        "partition": "gpu",
-        "qos": "high",
-    }
-
-
-@pytest.mark.fast
 def test_a_scheduler_that_fails_means_unknown_and_never_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for program in ("squeue", "sacct"):
         path = tmp_path / program
         path.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("launchers.slurm.WITNESS", Witness())
     launcher = SlurmLauncher(SweepDir(tmp_path, "s"))
     assert launcher.states(["1_0", "1_1"]) == {"1_0": JobState.UNKNOWN, "1_1": JobState.UNKNOWN}
     assert launcher.find("token", 2) is None
@@ -103,7 +83,7 @@ def test_submit_returns_at_once_and_status_follows(folder: Path, slurm: SlurmClu
     # The follow-up of a lost answer: an intent without `submitted` is found again by its token.
     submissions = SweepDir(folder / "runs", "plant").submissions
     kinds = [r["kind"] for r in read_records(submissions)]
-    assert kinds == ["intent", "submitted"]
+    assert kinds == ["intent", "submitted", "follow_up"]
 
 
 @pytest.mark.slurm
@@ -114,7 +94,9 @@ def test_a_lost_answer_of_sbatch_is_looked_up_by_its_token(folder: Path, slurm: 
     submissions = SweepDir(folder / "runs", "plant").submissions
     submissions.write_bytes(submissions.read_bytes().splitlines(keepends=True)[0])
     emsweep("run", "plant.yaml", "--launcher", "slurm", env=env, check=0)
-    assert [r["kind"] for r in read_records(submissions)] == ["intent", "submitted"]
+    kinds = [r["kind"] for r in read_records(submissions)]
+    assert kinds[:2] == ["intent", "submitted"]
+    assert kinds.count("intent") == 1
     tries = Observer(SweepDir(folder / "runs", "plant")).tries()
     assert len(tries) == 3, "no job was submitted a second time"
     assert sum(a.status is RunStatus.COMPLETED for t in tries for a in t.attempts) == 12
@@ -128,7 +110,7 @@ def test_cancel_ends_the_jobs_on_slurm(folder: Path, slurm: SlurmCluster, emswee
     time.sleep(3)
     emsweep("cancel", "plant", env=env, check=0)
     deadline = time.monotonic() + 60
-    while subprocess.run(["squeue", "-h"], env=slurm.env(), capture_output=True, text=True, check=True).stdout.strip():
+    while slurm.run("squeue", "--noheader"):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     emsweep("run", "plant.yaml", "--launcher", "slurm", env={**env, STEP_SECONDS: "0"}, check=0)
@@ -210,4 +192,4 @@ def test_cancel_from_another_terminal_ends_a_watching_run(folder: Path, slurm: S
     said, _ = watching.communicate(timeout=90)
     assert watching.returncode == 1
     assert "cancelled by a person" in said
-    assert subprocess.run(["squeue", "-h"], env=slurm.env(), capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert set(slurm.run("squeue", "--noheader", "--format=%j").split()) <= {"plant:follow-up"}

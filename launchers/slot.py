@@ -1,0 +1,113 @@
+"""A worker's share of a job: its process, the pipe its records come up, and the run it is doing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_core.config import RunRequest
+from em_core.journal import Record
+from launchers.snapshot import visible_gpus
+
+
+@dataclass
+class Slot:
+    """A worker and what it is doing.
+
+    `record` is what the assignment says of the run, `request` what the worker was told; both None while it is idle.
+    `pending` holds the bytes of a record that has not arrived whole, `ended` counts runs that ended here.
+    """
+
+    index: int
+    process: subprocess.Popen[bytes] | None = None
+    pipe: int = -1
+    pending: bytes = b""
+    record: Record | None = None
+    request: RunRequest | None = None
+    started: float = 0.0
+    ended: int = 0
+
+    def start(self, log: Path, environment: dict[str, str]) -> None:
+        """Start the worker; its records come out of `pipe`."""
+        read_end, write_end = os.pipe()
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "em_core.worker", str(write_end)],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                pass_fds=(write_end,),
+                env=os.environ | environment,
+                start_new_session=True,  # its own group, so that it and its children can be killed together
+            )
+        os.close(write_end)
+        self.pipe, self.pending = read_end, b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        # A worker that just died shows itself by the end of its pipe, where its death is dealt with.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def lines(self) -> list[bytes] | None:
+        """Whole records that have arrived, waiting for some; None when the worker's end of the pipe is closed."""
+        chunk = os.read(self.pipe, 1 << 20)
+        if not chunk:
+            return None
+        *lines, self.pending = (self.pending + chunk).split(b"\n")
+        return lines
+
+    def kill(self) -> None:
+        """End the worker and whatever it started, at once. What it had written can still be read."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self, seconds: float) -> None:
+        """Close the worker's stdin, which ends it; kill it where it does not end."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def forget(self) -> int:
+        """Let go of a dead worker; returns its exit code (negative: the signal that ended it)."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        returncode = self.process.wait()
+        os.close(self.pipe)
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process = None
+        return returncode
+
+
+def slot_environment(index: int, header: Record) -> dict[str, str]:
+    """What a worker's environment adds: its threads (pinned, or numbers change between launchers) and its GPUs."""
+    threads = str(header["execution"]["threads"])
+    environment = {
+        "EMSWEEP_SLOT": str(index),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    gpus = int(header.get("gpus_per_run") or 0)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[index * gpus : (index + 1) * gpus])
+    return environment

@@ -1,0 +1,129 @@
+"""One round of work on a sweep: record what ended, judge, and hand out what is missing. `run`, `submit` and the follow-up
+job all do just this, as often as it takes; the journals decide what is left.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from em_core.errors import Fault
+from em_core.journal import JobTry, RunStatus, SweepDir, append_batch
+from launchers.base import Launcher
+from launchers.causes import HOST_MEMORY
+from launchers.halting import halted
+from launchers.slurm import SlurmLauncher
+from sweeps.manifest import Manifest
+from sweeps.observe import Observer
+from sweeps.plan import todo_of
+from sweeps.reconcile import View
+from sweeps.spec import Site, Spec
+from sweeps.submit import expected_seconds, pack, submit
+
+FRUITLESS_ROUNDS = 3
+"""Rounds in a row after which jobs that leave no trace of any attempt are not sent again."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did: `jobs` handed out, the runs in them, and the runs that had to wait for room (`left`)."""
+
+    view: View
+    jobs: tuple[str, ...]
+    runs: frozenset[str]
+    left: int
+
+
+def play_round(
+    spec: Spec,
+    sweep: SweepDir,
+    manifest: Manifest,
+    observer: Observer,
+    launcher: Launcher,
+    site: Site,
+    *,
+    retrain: bool = False,
+    without: Collection[str] = (),
+    revive: bool = True,
+) -> Round:
+    """One round; the caller holds the sweep's lock. Raises `Fault` where the sweep was stopped or the scheduler refuses.
+
+    `without`: runs to leave alone. `revive`: hand out again what a person cancelled.
+    """
+    refuse_halted(sweep)
+    observer.settle(spec.retries.limits())
+    view = observer.look(manifest)
+    todo = [(r, need) for r, need in todo_of(view, retrain) if r not in without]
+    if not revive:
+        todo = [(r, need) for r, need in todo if view.states[r] is not RunStatus.CANCELLED]
+    if not todo:
+        return Round(view, (), frozenset(), 0)
+    wanted = {manifest.runs[r].config_id: manifest.configs[manifest.runs[r].config_id] for r, _ in todo}
+    seconds = {c: s.middle for c, s in expected_seconds(sweep, wanted, spec, launcher.name).items()}
+    jobs = pack(manifest, todo, spec, launcher.name, seconds, more_memory(view, observer.tries()))
+    if launcher.name == "local":
+        jobs = jobs[:1]  # a job takes the whole machine: those of other resource rules follow when it is done
+    names = submit(
+        sweep,
+        manifest,
+        jobs,
+        spec,
+        site,
+        launcher,
+        troubles=view.troubles,
+        exclude_nodes=observer.bad_nodes(spec.retries.exclude_node_after),
+        running=len(view.live),
+    )
+    runs = frozenset(r for job in jobs[: len(names)] for r, _ in job.runs)
+    return Round(view, tuple(names), runs, len(todo) - len(runs))
+
+
+def more_memory(view: View, tries: Collection[JobTry]) -> dict[str, float]:
+    """Host memory (GB per run) for runs that ran out of it: twice what their last job gave, where that is known."""
+    short = {r for r, counts in view.troubles.items() if counts.get(HOST_MEMORY)}
+    given: dict[str, float] = {}
+    for t in tries:
+        mem, slots = (t.start or {}).get("mem_gb"), (t.start or {}).get("slots")
+        if not mem or not slots:
+            continue
+        for a in t.attempts:
+            if a.run_id in short and a.cause == HOST_MEMORY:
+                given[a.run_id] = max(given.get(a.run_id, 0.0), mem / slots)
+    return {run_id: 2 * gb for run_id, gb in given.items()}
+
+
+def refuse_halted(sweep: SweepDir) -> None:
+    """Raises `Fault` where the sweep stopped itself."""
+    if reason := halted(sweep):
+        raise Fault(
+            f"sweep {sweep.sweep} stopped itself: {reason}. Mend that, then `emsweep retry {sweep.sweep}` and the same command"
+        )
+
+
+def ensure_follow_up(
+    sweep: SweepDir, observer: Observer, view: View, jobs: Collection[str], db: Path, site: Site, fruitless: int
+) -> None:
+    """Chain a small job to the sweep's living jobs, which goes on when they are over. The caller holds the sweep's lock.
+
+    Only the newest follow-up acts. One that cannot be submitted is no disaster: the same command goes on as well.
+    """
+    slurm = observer.launchers["slurm"]
+    alive = [j.id for j in observer.jobs() if j.launcher == "slurm" and j.id and (j.name in view.live or j.name in jobs)]
+    if not site.follow_up or not alive or not isinstance(slurm, SlurmLauncher):
+        return
+    command = [
+        sys.executable, "-m", "sweeps.cli", "follow-up", sweep.sweep, "--root", str(sweep.root), "--db", str(db),
+        "--tried", str(view.tried), "--fruitless", str(fruitless),
+    ]  # fmt: skip
+    words = {k: v for k in ("partition", "account", "qos") if (v := getattr(site, k))}
+    words |= {k.removeprefix("slurm_"): v for k, v in site.follow_up_resources.items()}
+    if site.setup:
+        words["setup"] = list(site.setup)
+    job = slurm.follow(f"{sweep.sweep}:follow-up", alive, command, words)
+    append_batch(
+        sweep.submissions, [("follow_up", {"id": job, "after": alive, "command": shlex.join(command), "t": time.time()})]
+    )
