@@ -215,7 +215,8 @@ def _unstored(con: duckdb.DuckDBPyConnection, states: States) -> States:
 
 
 def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> None:
-    job_strings = ("sweep", "job", "launcher", "slurm_job_id", "node", "gpu", "code", "commit", "python", "reason")
+    job_strings = ("sweep", "job", "launcher", "slurm_job_id", "cluster", "partition", "node", "host", "gpu", "driver")
+    job_strings += ("code", "commit", "snapshot", "python", "cuda", "reason")
     _run(
         con,
         {

@@ -166,7 +166,8 @@ def _attempt_row(sweep: str, job: str, try_: int, key: Key, start: Record, end: 
 
 def _job_row(sweep: str, job: str, try_: int, start: Record, end: Record | None) -> Row:
     packages = [{"key": k, "value": str(v)} for k, v in (start.get("packages") or {}).items()]
-    kept = ("launcher", "node", "gpu", "cpus", "slots", "code", "commit", "dirty", "python")
+    kept = ("launcher", "cluster", "partition", "node", "host", "gpu", "driver", "cpus", "slots")
+    kept += ("code", "commit", "dirty", "snapshot", "python", "cuda")
     return {
         "sweep": sweep,
         "job": job,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -22,11 +23,13 @@ class Batch:
     """Jobs that are submitted together (one Slurm array): same resources, each with its assignment file written.
 
     `token` is unique, known before the submission and findable in the scheduler afterwards.
+    `code` is the folder of the code that the jobs run, absolute (`launchers.snapshot.take`).
     """
 
     token: str
     jobs: tuple[str, ...]
     slots: int
+    code: Path
     resources: Mapping[str, Any] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import em_core
 from em_core.errors import Fault
 from em_core.journal import SweepDir, disk_faults
 from launchers.base import Batch, JobState
@@ -106,7 +105,6 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
     cpus = r["cpus_per_run"] * batch.slots
     # srun from Slurm 22.05 on ignores SLURM_CPUS_PER_TASK, so the step is told itself.
     srun_args = [f"--cpus-per-task={cpus}", *extra.pop("srun_args", ())]
-    code = Path(em_core.__file__).resolve().parent.parent
     parameters: dict[str, Any] = {
         "job_name": batch.token,
         "time": r["timeout_min"],
@@ -114,8 +112,8 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         "srun_args": srun_args,
-        # The code beside which em_core was found is the code that runs, wherever the command was typed.
-        "additional_parameters": {"chdir": str(code), **extra.pop("additional_parameters", {})},
+        # First on the path of `python -m`: whatever happens to the checkout, the job runs the code of its submission.
+        "additional_parameters": {"chdir": str(batch.code), **extra.pop("additional_parameters", {})},
     }
     if r.get("mem_gb"):
         parameters["mem"] = f"{max(1, round(r['mem_gb'] * batch.slots * 1024))}MB"

@@ -29,7 +29,7 @@ from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, disk_faults
 from launchers import causes
 from launchers.assignment import Assignment, finished_before
-from launchers.snapshot import gpu_names, provenance, visible_gpus
+from launchers.snapshot import provenance, visible_gpus
 
 TICK = 0.25
 """Seconds between looks at the assignment file and at signals."""
@@ -251,7 +251,6 @@ class Supervisor:
     # -- journal ------------------------------------------------------------------------------------------------
 
     def _journal_start(self) -> None:
-        gpus = gpu_names()
         self.journal.append(
             "job_start",
             job=self.job,
@@ -263,7 +262,6 @@ class Supervisor:
             pid=os.getpid(),
             slots=len(self.slots),
             cpus=len(os.sched_getaffinity(0)),
-            gpu=gpus[0] if gpus else None,
             **{"try": self.try_},
             **provenance(),
         )

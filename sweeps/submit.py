@@ -13,7 +13,7 @@ from typing import Any
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
 from launchers.base import Batch, Launcher
-from launchers.snapshot import visible_gpus
+from launchers.snapshot import take, visible_gpus
 from sweeps import price
 from sweeps.expand import Config
 from sweeps.manifest import Manifest
@@ -117,6 +117,7 @@ def submit(
     be asked about; runs are never lost and an accidental second job costs time, not truth.
     """
     names: list[str] = []
+    code = take(sweep.root)
     number = sum(r["kind"] == "intent" for r in read_records(sweep.submissions))
     for chunk in _chunks(jobs, site.max_array_size):
         batch = f"b{number:04d}"
@@ -130,7 +131,9 @@ def submit(
         append_batch(sweep.submissions, [("intent", intent)])
         resources = chunk[0].resources.model_dump(exclude={"when"})
         try:
-            ids = launcher.submit(Batch(token, tuple(chunk_names), chunk[0].slots, resources, tuple(site.setup), site.env))
+            ids = launcher.submit(
+                Batch(token, tuple(chunk_names), chunk[0].slots, code, resources, tuple(site.setup), site.env)
+            )
         except Fault:
             # A failed answer is not a refusal: the controller may have queued the jobs and timed out. Only its word counts.
             if launcher.find(token, len(chunk)) == []:

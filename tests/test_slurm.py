@@ -44,10 +44,9 @@ def folder(tmp_path: Path) -> Path:
 def test_resources_become_submitit_parameters() -> None:
     resources = {"cpus_per_run": 2, "gpus_per_run": 1, "mem_gb": 1.5, "timeout_min": 30}
     resources |= {"slurm_partition": "gpu", "slurm_qos": "high"}
-    said = submitit_parameters(Batch("t", ("j",), 4, resources, ("module load cuda",)))
-    chdir = said.pop("additional_parameters")["chdir"]
-    assert (Path(chdir) / "em_core").is_dir()
+    said = submitit_parameters(Batch("t", ("j",), 4, Path("/code"), resources, ("module load cuda",)))
     assert said == {
+        "additional_parameters": {"chdir": "/code"},
         "job_name": "t",
         "time": 30,
         "nodes": 1,
