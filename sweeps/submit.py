@@ -131,9 +131,7 @@ def submit(
         append_batch(sweep.submissions, [("intent", intent)])
         resources = chunk[0].resources.model_dump(exclude={"when"})
         try:
-            ids = launcher.submit(
-                Batch(token, tuple(chunk_names), chunk[0].slots, code, resources, tuple(site.setup), site.env)
-            )
+            ids = launcher.submit(Batch(token, tuple(chunk_names), chunk[0].slots, code, resources, tuple(site.setup), site.env))
         except Fault:
             # A failed answer is not a refusal: the controller may have queued the jobs and timed out. Only its word counts.
             if launcher.find(token, len(chunk)) == []:

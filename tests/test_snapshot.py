@@ -126,9 +126,7 @@ def test_an_installation_inside_somebody_elses_repository_has_no_commit(edited_h
 
 
 @pytest.mark.fast
-def test_from_inside_a_snapshot_it_is_that_snapshot(
-    edited_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_inside_a_snapshot_it_is_that_snapshot(edited_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = snapshot.take.__wrapped__(tmp_path)
     monkeypatch.setattr(snapshot, "home", lambda: taken)
     assert snapshot.take.__wrapped__(tmp_path / "elsewhere") == taken
