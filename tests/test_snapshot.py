@@ -183,11 +183,12 @@ def test_jobs_that_waited_through_an_edit_run_the_old_code(checkout: Path, tmp_p
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     submit = [sys.executable, "-m", "sweeps.cli", "submit", "plant.yaml", "-y"]
     subprocess.run(submit, cwd=folder, env=env, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    assert set(on_slurm.jobs().values()) == {"PENDING"}
+    sweep = SweepDir(folder / "runs", "plant")
+    [ids] = [r["ids"] for r in read_records(sweep.submissions) if r["kind"] == "submitted"]
+    assert {on_slurm.jobs()[job] for job in ids} == {"PENDING"}
     spoil(checkout)
     for node in ("n1", "n2"):
         on_slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    sweep = SweepDir(folder / "runs", "plant")
     on_slurm.wait("end of the sweep", lambda: Observer(sweep).look().done == RUNS, 120)
     assert numbers(folder / "runs") == expected
     starts = [t.start for t in Observer(sweep).tries() if t.start]
