@@ -215,11 +215,12 @@ def _unstored(con: duckdb.DuckDBPyConnection, states: States) -> States:
 
 
 def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> None:
-    job_strings = ("sweep", "job", "launcher", "slurm_job_id", "node", "gpu", "code", "commit", "python", "reason")
+    job_strings = ("sweep", "job", "launcher", "slurm_job_id", "cluster", "partition", "node", "host", "gpu", "driver", "reason")
+    code_strings = ("code", "commit", "snapshot", "python", "cuda")
     _run(
         con,
         {
-            **dict.fromkeys(job_strings, pl.String),
+            **dict.fromkeys((*job_strings, *code_strings), pl.String),
             **dict.fromkeys(("try", "cpus", "slots"), pl.Int64),
             "dirty": pl.Boolean,
             "packages": pl.List(pl.Struct({"key": pl.String, "value": pl.String})),

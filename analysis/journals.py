@@ -166,12 +166,13 @@ def _attempt_row(sweep: str, job: str, try_: int, key: Key, start: Record, end: 
 
 def _job_row(sweep: str, job: str, try_: int, start: Record, end: Record | None) -> Row:
     packages = [{"key": k, "value": str(v)} for k, v in (start.get("packages") or {}).items()]
-    kept = ("launcher", "node", "gpu", "cpus", "slots", "code", "commit", "dirty", "python")
+    place = ("launcher", "cluster", "partition", "node", "host", "gpu", "driver", "cpus", "slots")
+    code = ("code", "commit", "dirty", "snapshot", "python", "cuda")
     return {
         "sweep": sweep,
         "job": job,
         "try": try_,
-        **{k: start.get(k) for k in kept},
+        **{k: start.get(k) for k in (*place, *code)},
         "slurm_job_id": str(start["slurm_job_id"]) if start.get("slurm_job_id") is not None else None,
         "packages": packages,
         "started": start.get("t"),

@@ -38,14 +38,20 @@ CREATE TABLE jobs (           -- one row per journal: one try of one job
     "try"        BIGINT NOT NULL,
     launcher     VARCHAR,
     slurm_job_id VARCHAR,
-    node         VARCHAR,
+    cluster      VARCHAR,     -- Slurm's name of it: in whose numbering slurm_job_id is
+    partition    VARCHAR,
+    node         VARCHAR,     -- as Slurm calls it
+    host         VARCHAR,     -- as it calls itself
     gpu          VARCHAR,
+    driver       VARCHAR,     -- of the GPU
     cpus         BIGINT,
     slots        BIGINT,
     code         VARCHAR,     -- digest of em_core
     "commit"     VARCHAR,
-    dirty        BOOLEAN,
+    dirty        BOOLEAN,     -- edited since that commit
+    snapshot     VARCHAR,     -- the copy of the code that ran: ROOT/.code/SNAPSHOT
     python       VARCHAR,
+    cuda         VARCHAR,     -- that torch was built for
     packages     MAP(VARCHAR, VARCHAR),
     started      TIMESTAMP,
     ended        TIMESTAMP,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -44,12 +45,14 @@ class Batch:
 
     `token` is unique, known before the submission and findable in the scheduler afterwards; `name` is for people.
     `parallelism` is how many of the jobs may run at once (None: all).
+    `code` is the folder of the code that the jobs run, absolute (`launchers.snapshot.take`).
     """
 
     token: str
     name: str
     jobs: tuple[str, ...]
     slots: int
+    code: Path
     resources: Mapping[str, Any] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -32,6 +32,8 @@ class LocalLauncher:
                 # Not a file: what a supervisor has to say last may be that the disk is full.
                 stderr=subprocess.PIPE,
                 env=os.environ | dict(batch.environment),
+                # First on the path of `python -m`, so also where a worker is started anew in mid-sweep.
+                cwd=batch.code,
                 # Its own group: Ctrl-C in a terminal reaches `emsweep run` alone, which then stops its jobs in order.
                 start_new_session=True,
             )

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import em_core
 from em_core.errors import Fault
 from em_core.journal import SweepDir, disk_faults
 from launchers.base import Batch, Ended, JobState, Limits
@@ -34,7 +33,7 @@ class SlurmLauncher:
         assignments = [str(self.sweep.assignment(job)) for job in batch.jobs]
         return self._submit(run_job, assignments, submitit_parameters(batch), batch.environment)
 
-    def follow(self, name: str, after: Sequence[str], command: Sequence[str], parameters: Mapping[str, Any]) -> str:
+    def follow(self, name: str, after: Sequence[str], command: Sequence[str], code: Path, parameters: Mapping[str, Any]) -> str:
         """Submit a one-CPU job that runs `command` when all the jobs `after` are over, however they ended; its id."""
         bases = sorted({job.split("_")[0] for job in after}, key=int)
         said = {
@@ -46,7 +45,7 @@ class SlurmLauncher:
             "cpus_per_task": 1,
         }
         said["dependency"] = "afterany:" + ":".join(bases)
-        said["additional_parameters"] = {"chdir": str(_code())}
+        said["additional_parameters"] = {"chdir": str(code)}
         [job] = self._submit(run_command, [list(command)], said | dict(parameters), {})
         return job
 
@@ -112,8 +111,8 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
         "srun_args": srun_args,
         "signal_delay_s": early_signal(r["timeout_min"]),
         "array_parallelism": batch.parallelism or len(batch.jobs),
-        # The code beside which em_core was found is the code that runs, wherever the command was typed.
-        "additional_parameters": {"chdir": str(_code()), "requeue": True, **extra.pop("additional_parameters", {})},
+        # First on the path of `python -m`: whatever happens to the checkout, the job runs the code of its submission.
+        "additional_parameters": {"chdir": str(batch.code), "requeue": True, **extra.pop("additional_parameters", {})},
     }
     if r.get("mem_gb"):
         parameters["mem"] = f"{max(1, round(r['mem_gb'] * batch.slots * 1024))}MB"
@@ -125,10 +124,6 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
     if batch.exclude_nodes:
         parameters["exclude"] = ",".join([*filter(None, [extra.pop("exclude", "")]), *batch.exclude_nodes])
     return parameters | extra
-
-
-def _code() -> Path:
-    return Path(em_core.__file__).resolve().parent.parent
 
 
 def run_job(assignment: str) -> int:

@@ -30,7 +30,7 @@ from launchers import causes
 from launchers.assignment import Assignment, finished_before
 from launchers.halting import LOOK_EVERY, count_alike, halt, halted, is_failure
 from launchers.slot import Slot, slot_environment
-from launchers.snapshot import gpu_names, provenance
+from launchers.snapshot import provenance
 
 TICK = 0.25
 """Seconds between looks at the assignment file and at signals."""
@@ -295,7 +295,6 @@ class Supervisor:
     # -- journal ------------------------------------------------------------------------------------------------
 
     def _journal_start(self) -> None:
-        gpus = gpu_names()
         self.journal.append(
             "job_start",
             job=self.job,
@@ -307,7 +306,6 @@ class Supervisor:
             pid=os.getpid(),
             slots=len(self.slots),
             cpus=len(os.sched_getaffinity(0)),
-            gpu=gpus[0] if gpus else None,
             mem_gb=causes.granted_gb(),
             **{"try": self.try_},
             **provenance(),

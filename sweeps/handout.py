@@ -17,6 +17,7 @@ from launchers.base import Launcher
 from launchers.causes import HOST_MEMORY
 from launchers.halting import halted
 from launchers.slurm import SlurmLauncher
+from launchers.snapshot import take
 from sweeps.manifest import Manifest
 from sweeps.observe import Observer
 from sweeps.plan import todo_of
@@ -123,7 +124,7 @@ def ensure_follow_up(
     words |= {k.removeprefix("slurm_"): v for k, v in site.follow_up_resources.items()}
     if site.setup:
         words["setup"] = list(site.setup)
-    job = slurm.follow(f"{sweep.sweep}:follow-up", alive, command, words)
+    job = slurm.follow(f"{sweep.sweep}:follow-up", alive, command, take(sweep.root), words)
     append_batch(
         sweep.submissions, [("follow_up", {"id": job, "after": alive, "command": shlex.join(command), "t": time.time()})]
     )

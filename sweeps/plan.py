@@ -11,8 +11,8 @@ from rich.console import Console
 
 from analysis.tables import text_table
 from em_core.journal import RunStatus, SweepDir
-from launchers.snapshot import code_digest
 from sweeps import price
+from sweeps.codes import CodeRuns, done_under
 from sweeps.expand import Config, Expansion
 from sweeps.manifest import Manifest, additions, read_manifest
 from sweeps.observe import Observer
@@ -42,7 +42,7 @@ class Plan:
     failed: int
     interrupted: int
     excluded: int
-    other_code: int
+    codes: list[CodeRuns]
     to_train: int
     to_evaluate: int
     unmeasured: int
@@ -113,7 +113,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         failed=view.count(RunStatus.FAILED),
         interrupted=view.count(RunStatus.INTERRUPTED, RunStatus.CANCELLED),
         excluded=view.count(RunStatus.EXCLUDED),
-        other_code=_under_other_code(observer, view),
+        codes=done_under(observer, view),
         to_train=sum(not need for _, need in todo),
         to_evaluate=sum(len(need) for _, need in todo),
         unmeasured=len(view.unmeasured),
@@ -128,13 +128,6 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         fields=price.varied_fields(expansion.configs),
         head=_head(expansion),
     )
-
-
-def _under_other_code(observer: Observer, view: View) -> int:
-    """Done runs whose job ran another version of `em_core` than the one here."""
-    codes = {(t.job, t.try_): t.start.get("code") for t in observer.tries() if t.start}
-    here = code_digest()
-    return sum(codes.get((a.job, a.try_), here) != here for r, a in view.winners.items() if view.states[r].is_outcome())
 
 
 def _workers(jobs: Sequence[PlannedJob], spec: Spec, launcher: str) -> int:
@@ -198,11 +191,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         )
     if plan.diverged:
         console.print(f"  {plan.diverged:,} of the done runs diverged (non-finite loss)", soft_wrap=True)
-    if plan.other_code:
-        console.print(
-            f"  {plan.other_code:,} of the done runs were trained by other code than em_core as it is here ({code_digest()})",
-            soft_wrap=True,
-        )
+    for code in plan.codes:
+        console.print(f"  {code}", soft_wrap=True)
     if plan.unmeasured:
         console.print(
             f"  {plan.unmeasured:,} done runs lack a measurement and kept no checkpoint: `--retrain` trains them again",

@@ -13,7 +13,7 @@ from typing import Any
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
 from launchers.base import Batch, Launcher
-from launchers.snapshot import visible_gpus
+from launchers.snapshot import take, visible_gpus
 from sweeps import price
 from sweeps.expand import Config
 from sweeps.manifest import Manifest
@@ -143,6 +143,7 @@ def submit(
     chunks = list(_chunks(jobs, site.max_array_size or allowed.array_size or ARRAY_SIZE))
     shares = _shares([len(chunk) for chunk in chunks], _cap(spec), running)
     names: list[str] = []
+    code = take(sweep.root)
     number = sum(r["kind"] == "intent" for r in read_records(sweep.submissions))
     for i, (chunk, share) in enumerate(zip(chunks, shares, strict=False)):
         batch = f"b{number + i:04d}"
@@ -158,6 +159,7 @@ def submit(
             name=f"{sweep.sweep}:{i + 1}/{len(chunks)}",
             jobs=tuple(chunk_names),
             slots=chunk[0].slots,
+            code=code,
             resources=chunk[0].resources.model_dump(exclude={"when"}),
             setup=tuple(site.setup),
             environment=site.env,

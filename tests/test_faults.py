@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from em_core.journal import RunStatus, SweepDir, read_records
 from em_core.noop import STEP_SECONDS
+from launchers.snapshot import take
 from sweeps.manifest import read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import View
@@ -201,12 +203,15 @@ def test_an_edited_spec_extends_and_what_it_drops_is_excluded_until_it_returns(f
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 96 KiB."""
+    """A real file system with 96 KiB free beside the copy of the code."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, check=False)
     if mounted.returncode != 0:
         pytest.skip("mounting a small tmpfs needs root and the right to mount")
+    take(disk / "runs")
+    used = shutil.disk_usage(disk).used // 1024
+    subprocess.run(["mount", "-o", f"remount,size={used + 96}k", str(disk)], check=True)
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=False)
 

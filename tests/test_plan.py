@@ -12,8 +12,7 @@ from rich.console import Console
 
 from em_core.errors import UserError
 from em_core.journal import SweepDir
-from sweeps import control
-from sweeps import plan as plan_module
+from sweeps import codes, control
 from sweeps.expand import Expansion, expand
 from sweeps.manifest import extend
 from sweeps.plan import Plan, make_plan, preview, print_plan, spec_fields
@@ -97,7 +96,6 @@ def test_json(tmp_path: Path, emsweep: Emsweep) -> None:
     counts = {"configs", "seeds", "runs", "collapsed", "new", "done", "diverged", "running", "queued", "failed", "interrupted"}
     work = {
         "excluded",
-        "other_code",
         "to_train",
         "to_evaluate",
         "unmeasured",
@@ -107,7 +105,8 @@ def test_json(tmp_path: Path, emsweep: Emsweep) -> None:
         "files",
         "bytes",
     }
-    assert counts | work | {"sweep", "launcher", "device_hours", "measured_runs", "memory_gib", "fields", "head"} <= said.keys()
+    others = {"sweep", "launcher", "device_hours", "measured_runs", "memory_gib", "fields", "head", "codes"}
+    assert counts | work | others <= said.keys()
     assert all(isinstance(said[k], int) for k in counts | work)
     assert said["runs"] == 3264
     assert said["launcher"] == "local"
@@ -199,7 +198,8 @@ def test_after_a_run(tmp_path: Path, emsweep: Emsweep, monkeypatch: pytest.Monke
     emsweep("run", "spec.yaml", "--launcher", "local", "-y")
 
     done = planned(SMALL)
-    assert (done.done, done.new, done.to_train, done.jobs, done.other_code, done.unmeasured) == (4, 0, 0, 0, 0, 0)
+    assert (done.done, done.new, done.to_train, done.jobs, done.unmeasured) == (4, 0, 0, 0, 0)
+    assert [(c.runs, c.here) for c in done.codes] == [(4, True)]
     more = planned(SMALL.replace("seeds: 2", "seeds: 5"))
     assert (more.done, more.new, more.to_train, more.measured_runs) == (4, 6, 6, 4)
     assert more.device_hours is not None
@@ -210,8 +210,9 @@ def test_after_a_run(tmp_path: Path, emsweep: Emsweep, monkeypatch: pytest.Monke
     wider = planned(SMALL.replace("steps: [0, 5]", "steps: [0, 3, 5]"))
     assert (wider.to_train, wider.to_evaluate, wider.unmeasured) == (0, 0, 4), "no checkpoint was kept"
 
-    monkeypatch.setattr(plan_module, "code_digest", lambda: "0" * 12)
-    assert planned(SMALL).other_code == 4
+    monkeypatch.setattr(codes, "code_digest", lambda: "0" * 12)
+    assert [(c.runs, c.here) for c in planned(SMALL).codes] == [(4, False)]
+    assert [(c.runs, c.here) for c in planned(SMALL, "seeds=5").codes] == [(4, False)], "what another sweep trained"
     control.exclude(Path("runs"), planned(SMALL).head[0]["config_id"], "not of interest", undo=False)
     left = planned(SMALL)
     assert (left.excluded, left.done) == (2, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from em_core.journal import Appender, RunStatus, SweepDir, append_batch, read_re
 from em_core.noop import STEP_SECONDS
 from launchers.base import JobState
 from launchers.scheduler import Witness
+from launchers.slot import slot_environment
 from launchers.slurm import SlurmLauncher
 from launchers.snapshot import visible_gpus
-from launchers.slot import slot_environment
 from sweeps.observe import Observer
 from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
