@@ -17,9 +17,10 @@ import polars as pl
 
 from analysis import store
 from analysis.journals import EVAL_VALUES, FIGURES, Measurements, Row, States, read_manifests, read_states
+from analysis.standing import WINNERS, restate
 from em_core.config import Evaluation, TrainingConfig
 from em_core.errors import Fault, UserError
-from em_core.journal import RunStatus, SweepDir, sweeps_under
+from em_core.journal import RunStatus, SweepDir, read_records, sweeps_under
 
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 
@@ -94,7 +95,8 @@ def _update(con: duckdb.DuckDBPyConnection, root: Path, sweeps: list[SweepDir]) 
         known = {row[0]: _File(*row[1:]) for row in con.execute("SELECT * FROM collector.files").fetchall()}
         manifests = {f"{s.sweep}/manifest": s.manifest for s in sweeps}
         journals = {f"{s.sweep}/{p.stem}": (s.sweep, p) for s in sweeps for p in s.all_journals()}
-        now = {name: _look(path, known.get(name)) for name, path in manifests.items()}
+        submissions = {f"{s.sweep}/submissions": s.submissions for s in sweeps if s.submissions.is_file()}
+        now = {name: _look(path, known.get(name)) for name, path in (manifests | submissions).items()}
         now |= {name: _look(path, known.get(name)) for name, (_, path) in journals.items()}
         if any(name not in now or now[name].size < file.offset for name, file in known.items()):
             raise store.Unusable
@@ -106,6 +108,10 @@ def _update(con: duckdb.DuckDBPyConnection, root: Path, sweeps: list[SweepDir]) 
         if wanted_is_new:
             torn += _store_manifests(con, sweeps)
             _remember(con, {name: now[name] for name in changed & manifests.keys()})
+        ended_is_new = bool(changed & submissions.keys())
+        if ended_is_new:
+            _store_job_ends(con, sweeps)
+            _remember(con, {name: now[name] for name in changed & submissions.keys()})
         new: dict[str, _Journal] = {}
         for name in sorted(changed & journals.keys()):
             sweep, path = journals[name]
@@ -118,9 +124,8 @@ def _update(con: duckdb.DuckDBPyConnection, root: Path, sweeps: list[SweepDir]) 
             _store_states(con, list(new.values()))
             _store_measurements(con, list(new.values()))
             _remember(con, {n: replace(now[n], offset=j.states.offset, torn=j.states.tail) for n, j in new.items()})
-        if wanted_is_new or new:
-            con.execute("DELETE FROM runs")
-            con.execute(_RUNS)
+        if wanted_is_new or ended_is_new or new:
+            restate(con)
             con.execute("COMMIT")
             con.execute("CHECKPOINT")
         else:
@@ -199,11 +204,28 @@ def _store_manifests(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> 
     return found.torn
 
 
+def _store_job_ends(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> None:
+    """Rewrite how jobs ended from what the submissions say (there are few)."""
+    _run(
+        con,
+        {
+            **dict.fromkeys(("sweep", "job", "cause", "state", "node"), pl.String),
+            "try": pl.Int64,
+            "mem_gb": pl.Float64,
+            "given_up": pl.List(pl.String),
+            "t": pl.Float64,
+        },
+        [{"sweep": s.sweep, **r} for s in sweeps for r in read_records(s.submissions, (b'{"kind":"ended"',))],
+        "DELETE FROM job_ends",
+        f"INSERT INTO job_ends BY NAME SELECT * EXCLUDE (t), {_time('t')} AS recorded FROM frame",
+    )
+
+
 def _unstored(con: duckdb.DuckDBPyConnection, states: States) -> States:
     """Of a journal's job and attempts, those that the database does not have yet, or has as still running."""
     where = "WHERE sweep = ? AND job = ? AND try = ?"
     name = [states.job[c] for c in ("sweep", "job", "try")]
-    stored = dict(con.execute(f"SELECT attempt_id, status FROM attempts {where}", name).fetchall())
+    stored = dict(con.execute(f"SELECT attempt_id, status FROM collector.attempts {where}", name).fetchall())
     job = con.execute(f"SELECT started IS NOT NULL, ended IS NOT NULL FROM jobs {where}", name).fetchall()
     same_job = job == [(states.job["started"] is not None, states.job["ended"] is not None)]
     attempts = {
@@ -239,17 +261,9 @@ def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> N
             **dict.fromkeys(("started", "ended", "seconds", *FIGURES), pl.Float64),
         },
         [row for j in journals for row in j.states.attempts.values()],
-        "DELETE FROM attempts USING frame f WHERE attempts.sweep = f.sweep AND attempts.attempt_id = f.attempt_id",
-        f"INSERT INTO attempts BY NAME SELECT * REPLACE ({_STARTED_ENDED}) FROM frame",
+        "DELETE FROM collector.attempts AS a USING frame f WHERE a.sweep = f.sweep AND a.attempt_id = f.attempt_id",
+        f"INSERT INTO collector.attempts BY NAME SELECT * REPLACE ({_STARTED_ENDED}) FROM frame",
     )
-
-
-_OUTCOME = "status IN ('completed', 'diverged')"
-
-_WINNERS = f"""
-SELECT * FROM attempts WHERE mode = 'train' AND {_OUTCOME}
-QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY "try", job, sweep, number) = 1
-"""
 
 
 def _store_measurements(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> None:
@@ -258,7 +272,7 @@ def _store_measurements(con: duckdb.DuckDBPyConnection, journals: list[_Journal]
     The set of finished attempts only grows, so the first of them in winning order only ever moves to the front: an
     attempt that is beaten once never counts again, and what is stored need not be read twice.
     """
-    winners = set(con.execute(f"SELECT sweep, attempt_id FROM ({_WINNERS})").fetchall())
+    winners = set(con.execute(f"SELECT sweep, attempt_id FROM ({WINNERS})").fetchall())
     found = Measurements()
     for j in journals:
         ended = {key: row for key, row in j.states.attempts.items() if RunStatus(row["status"]).is_outcome()}
@@ -306,60 +320,10 @@ def _store_evals(con: duckdb.DuckDBPyConnection, rows: list[Row]) -> None:
             UNION ALL BY NAME
             SELECT * REPLACE (map_from_entries(other) AS other, CAST(outcomes AS BIT) AS outcomes) FROM frame
         ) AS e
-        JOIN attempts AS a ON a.sweep = e.sweep AND a.attempt_id = e.attempt_id
+        JOIN collector.attempts AS a ON a.sweep = e.sweep AND a.attempt_id = e.attempt_id
         QUALIFY row_number() OVER (PARTITION BY e.run_id, e.step, e.eval_id ORDER BY a."try", a.job, a.sweep, a.number) = 1
         """,
         "DELETE FROM evals WHERE run_id IN (SELECT run_id FROM frame)",
         "INSERT INTO evals BY NAME SELECT * FROM merged ORDER BY run_id, eval_id, step",
         "DROP TABLE merged",
     )
-
-
-_RUNS = f"""
-INSERT INTO runs BY NAME
-WITH wanted AS (
-    SELECT run_id, any_value(config_id) AS config_id, any_value(seed) AS seed, max(forgiven) AS forgiven
-    FROM sweep_runs GROUP BY run_id
-),
-tried AS (  -- an attempt without an end runs only while its job has not been tried again
-    SELECT * REPLACE (
-        CASE WHEN status = 'running' AND "try" < max("try") OVER (PARTITION BY sweep, job) THEN 'interrupted' ELSE status END
-        AS status
-    )
-    FROM (SELECT a.* FROM attempts AS a UNION ALL BY NAME SELECT sweep, job, "try", '' AS status, '' AS mode FROM jobs)
-),
-counted AS (
-    SELECT run_id, count(*) AS attempts,
-        count(*) FILTER (WHERE mode = 'train' AND status = 'failed') AS failures,
-        count(*) FILTER (WHERE mode = 'train' AND status = 'running') AS running,
-        max_by(status, ("try", job, sweep, number))
-            FILTER (WHERE mode = 'train' AND status IN ('interrupted', 'cancelled')) AS stopped
-    FROM tried WHERE mode != '' GROUP BY run_id
-),
-winners AS ({_WINNERS}),
-stated AS (
-    SELECT w.*, coalesce(c.attempts, 0) AS attempts, coalesce(c.failures, 0) AS failures,
-        CASE
-            WHEN x.run_id IS NOT NULL THEN x.status
-            WHEN c.failures > w.forgiven THEN 'failed'
-            WHEN c.running > 0 THEN 'running'
-            ELSE coalesce(c.stopped, 'queued')
-        END AS status
-    FROM wanted AS w
-    LEFT JOIN counted AS c ON c.run_id = w.run_id
-    LEFT JOIN winners AS x ON x.run_id = w.run_id
-),
-deciding AS (
-    SELECT t.* FROM tried AS t JOIN stated AS s ON s.run_id = t.run_id AND s.status = t.status
-    WHERE t.mode = 'train' AND NOT {_OUTCOME.replace("status", "t.status")}
-    QUALIFY row_number() OVER (PARTITION BY t.run_id ORDER BY t."try" DESC, t.job DESC, t.sweep DESC, t.number DESC) = 1
-    UNION ALL BY NAME
-    SELECT * FROM winners
-)
-SELECT s.run_id, s.config_id, s.seed, s.status, s.attempts, s.failures,
-    d.attempt_id, d.sweep, d.cause, d.message, j.node, j.gpu, j."commit", d.started, d.ended, d.seconds, d.steps
-FROM stated AS s
-LEFT JOIN deciding AS d ON d.run_id = s.run_id
-LEFT JOIN jobs AS j ON j.sweep = d.sweep AND j.job = d.job AND j."try" = d."try"
-ORDER BY s.run_id
-"""

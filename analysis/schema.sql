@@ -66,8 +66,8 @@ CREATE TABLE attempts (       -- every try at every run, winners or not
     "try"           BIGINT NOT NULL,
     number          BIGINT NOT NULL,
     mode            VARCHAR NOT NULL,  -- train | eval
-    status          VARCHAR NOT NULL,  -- running: no end was written
-    cause           VARCHAR,
+    status          VARCHAR NOT NULL,  -- running: no end is known
+    cause           VARCHAR,           -- exception, crash, exit, killed, lost, stopped, cancelled, host out of memory, ...
     message         VARCHAR,
     traceback       VARCHAR,
     slot            BIGINT,
@@ -82,6 +82,18 @@ CREATE TABLE attempts (       -- every try at every run, winners or not
     train_seconds   DOUBLE,
     eval_seconds    DOUBLE,
     peak_memory_mb  DOUBLE
+);
+
+CREATE TABLE job_ends (       -- how a try of a job ended that did not end by itself, as the scheduler and its journal say
+    sweep    VARCHAR NOT NULL,
+    job      VARCHAR NOT NULL,
+    "try"    BIGINT NOT NULL,
+    cause    VARCHAR,         -- a word of attempts.cause
+    state    VARCHAR,         -- the scheduler's own word: TIMEOUT, NODE_FAIL, ...
+    node     VARCHAR,
+    mem_gb   DOUBLE,          -- host memory the job was given
+    given_up VARCHAR[],       -- runs for which it was once too often
+    recorded TIMESTAMP
 );
 
 CREATE TABLE runs (           -- one row per run, however many sweeps hold it
@@ -236,6 +248,7 @@ UNNEST(range(bit_length(e.outcomes))) AS u(i);
 
 -- What the collector has read; not part of the results.
 CREATE SCHEMA collector;
+CREATE TABLE collector.attempts AS FROM attempts LIMIT 0;  -- as the journals say, without what job_ends adds
 CREATE TABLE collector.meta (version VARCHAR NOT NULL, root VARCHAR NOT NULL);
 CREATE TABLE collector.files (
     path     VARCHAR NOT NULL,  -- below the root

@@ -18,9 +18,11 @@ from analysis.collect import collect
 from analysis.store import private_path, wal_path
 from em_core.config import TrainingConfig
 from em_core.errors import Fault, UserError
-from tests.journals import GREEDY, SAMPLED, Journal, Sweep
+from em_core.journal import append_batch
+from sweeps.observe import Observer
+from tests.journals import GREEDY, SAMPLED, T0, Journal, Sweep
 
-TABLES = ("sweeps", "sweep_runs", "configs", "runs", "attempts", "jobs", "metrics", "evals")
+TABLES = ("sweeps", "sweep_runs", "configs", "runs", "attempts", "jobs", "job_ends", "metrics", "evals")
 SMALL = {"learning_rate": [1e-4, 5e-4]}
 
 pytestmark = pytest.mark.slow
@@ -366,3 +368,39 @@ def test_readers_are_never_blocked(root: Path, db: Path) -> None:
     assert held.execute("SELECT count(*) FROM evals").fetchall() == [(0,)]
     held.close()
     assert query(db, "SELECT count(DISTINCT run_id) FROM scores") == [(16,)]
+
+
+def test_how_jobs_ended_closes_their_attempts_as_the_planner_sees_them(root: Path, db: Path, tmp_path: Path) -> None:
+    """One journal without an end per way to die; SQL and `sweeps.observe` must agree on every attempt."""
+    sweep = Sweep(root, grid=SMALL, seeds=range(6))
+    sweep.write_manifest()
+    causes = ["node failure", "cancelled", "lost", "preempted"]
+    for i in range(len(causes) + 1):
+        with Journal(sweep, f"j-{i:04d}") as journal:
+            journal.start(sweep.runs[i])
+            journal.train(sweep.runs[i], "interrupted", attempt=1)
+    append_batch(
+        sweep.dir.submissions,
+        [
+            ("ended", {"job": f"j-{i:04d}", "try": 0, "cause": cause, "state": cause.upper(), "node": "n1", "mem_gb": 2.0}
+             | {"given_up": [sweep.runs[i].run_id] if cause == "lost" else [], "t": T0 + 900})
+            for i, cause in enumerate(causes)
+        ],
+    )  # fmt: skip
+    collect(root, db)
+    told = dict(query(db, "SELECT attempt_id, [status, coalesce(cause, '')] FROM attempts"))
+    seen = {a.attempt_id: [str(a.status), a.cause] for t in Observer(sweep.dir).tries() for a in t.attempts}
+    assert told == seen
+    first = [told[f"j-{i:04d}.0/{sweep.runs[i].run_id}/0"] for i in range(5)]
+    assert first == [
+        ["interrupted", "node failure"], ["cancelled", "cancelled"], ["failed", "lost"], ["interrupted", "preempted"],
+        ["running", ""],
+    ]  # fmt: skip
+    assert query(db, "SELECT state, node, mem_gb FROM job_ends WHERE cause = 'lost'") == [("LOST", "n1", 2.0)]
+
+    # An orphan that writes late is believed: its run is done.
+    with Journal(sweep, "j-0000") as journal:
+        journal.write("run_end", run_id=sweep.runs[0].run_id, attempt=0, status="completed", t=T0 + 950, steps=3, figures={})
+    collect(root, db)
+    assert query(db, f"SELECT status FROM runs WHERE run_id = '{sweep.runs[0].run_id}'") == [("completed",)]
+    assert contents(db) == rebuilt(root, tmp_path / "other")

@@ -168,7 +168,20 @@ def test_anything_but_reading_is_refused_in_one_line(db: Path, query: str, messa
 
 def test_show_describe_and_pivot_are_reading(db: Path) -> None:
     assert sql(db, "SHOW TABLES")["name"].to_list() == [
-        *("answers", "attempts", "cells", "configs", "evals", "jobs", "metrics", "runs", "scores", "sweep_runs", "sweeps")
+        *(
+            "answers",
+            "attempts",
+            "cells",
+            "configs",
+            "evals",
+            "job_ends",
+            "jobs",
+            "metrics",
+            "runs",
+            "scores",
+            "sweep_runs",
+            "sweeps",
+        )
     ]
     assert sql(db, "DESCRIBE cells").height > 20
     assert sql(db, "PIVOT (SELECT status, seed FROM runs) ON status USING count(*)").height == 8
