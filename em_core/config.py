@@ -124,6 +124,27 @@ def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bo
 
 
 @dataclass(frozen=True)
+class Batches:
+    """How many completions are sampled, trained on, and how many questions answered at once (counts)."""
+
+    rollout: int
+    train: int
+    evaluation: int
+
+
+def batches(config: TrainingConfig, execution: Execution, halvings: int) -> Batches:
+    """The batches of a run, halved `halvings` times but never below 1: less memory, the same numbers but for rounding."""
+    rollout = config.num_generations
+    train = min(execution.per_device_train_batch_size or rollout, rollout)
+    return Batches(*(max(1, size >> halvings) for size in (rollout, train, execution.per_device_eval_batch_size)))
+
+
+def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bool:
+    """Whether one halving more than `halvings` would make a batch of the run smaller."""
+    return batches(config, execution, halvings + 1) != batches(config, execution, halvings)
+
+
+@dataclass(frozen=True)
 class Method:
     """What the planner must know of a method without importing torch.
 
