@@ -111,17 +111,6 @@ class Execution(Strict):
     )
     threads: int = Field(1, ge=1, description="CPU threads per run (count). Set from resources.cpus_per_run.")
 
-    def halved(self, num_generations: int, halvings: int) -> Execution:
-        """The same with both batches halved `halvings` times, never below 1: less memory, the same numbers but for rounding."""
-        micro = min(self.per_device_train_batch_size or num_generations, num_generations)
-        batches = {"per_device_train_batch_size": micro, "per_device_eval_batch_size": self.per_device_eval_batch_size}
-        return self.model_copy(update={name: max(1, size >> halvings) for name, size in batches.items()}) if halvings else self
-
-
-def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bool:
-    """Whether one halving more than `halvings` would make a batch of the run smaller."""
-    return execution.halved(config.num_generations, halvings) != execution.halved(config.num_generations, halvings + 1)
-
 
 @dataclass(frozen=True)
 class Batches:
