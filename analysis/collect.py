@@ -252,12 +252,13 @@ def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> N
         'DELETE FROM jobs USING frame f WHERE jobs.sweep = f.sweep AND jobs.job = f.job AND jobs."try" = f."try"',
         f"INSERT INTO jobs BY NAME SELECT * REPLACE (map_from_entries(packages) AS packages, {_STARTED_ENDED}) FROM frame",
     )
-    strings = ("attempt_id", "sweep", "run_id", "job", "mode", "status", "cause", "message", "traceback", "device", "dtype")
+    names = ("attempt_id", "sweep", "run_id", "job")
+    strings = (*names, "mode", "status", "cause", "message", "traceback", "device", "dtype", "resumed_device")
     _run(
         con,
         {
             **dict.fromkeys(strings, pl.String),
-            **dict.fromkeys(("try", "number", "slot", "threads", "steps"), pl.Int64),
+            **dict.fromkeys(("try", "number", "slot", "threads", "steps", "resumed_step"), pl.Int64),
             **dict.fromkeys(("started", "ended", "seconds", *FIGURES), pl.Float64),
         },
         [row for j in journals for row in j.states.attempts.values()],

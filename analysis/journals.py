@@ -154,7 +154,7 @@ def _attempt_row(sweep: str, job: str, try_: int, key: Key, start: Record, end: 
         "job": job,
         "try": try_,
         "number": key[1],
-        **{k: start.get(k) for k in ("slot", "device", "dtype", "threads")},
+        **{k: start.get(k) for k in ("slot", "device", "dtype", "threads", "resumed_step", "resumed_device")},
         "mode": start.get("mode") or "train",
         **{k: said.get(k) for k in ("status", "cause", "message", "traceback", "steps")},
         "started": start.get("t") if start is not end else None,

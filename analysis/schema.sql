@@ -74,6 +74,8 @@ CREATE TABLE attempts (       -- every try at every run, winners or not
     device          VARCHAR,
     dtype           VARCHAR,
     threads         BIGINT,
+    resumed_step    BIGINT,            -- the update it went on from; 0: from the start
+    resumed_device  VARCHAR,           -- what computed the updates up to there; NULL: it started from the start
     started         TIMESTAMP,
     ended           TIMESTAMP,
     seconds         DOUBLE,

@@ -19,7 +19,8 @@ def step_folder(run: Path, step: int) -> Path:
 class Keeper:
     """Saves what `keep` (`none`, `last`, `all` or `best:K`) asks for as training goes on.
 
-    `best:K` keeps the K highest accuracies among evaluated steps, the earlier step where two are equal.
+    `best:K` keeps the K highest accuracies among evaluated steps, the earlier step where two are equal. What was outdone
+    stays on disk until `clear`, because a run that goes on from an earlier step may want it back.
     """
 
     def __init__(self, folder: Path, keep: Keep, last_step: int, save: Callable[[Path], None]) -> None:
@@ -28,6 +29,8 @@ class Keeper:
         self.last_step = last_step
         self.save = save
         self.kept: dict[int, float] = {}
+        """Step -> accuracy (-1 where there is none)."""
+        self.outdone: set[int] = set()
 
     def offer(self, step: int, accuracy: float | None) -> None:
         """The weights after `step`, which was evaluated (`accuracy` is that of the first evaluation) or is the last one."""
@@ -39,12 +42,20 @@ class Keeper:
             if mine <= self.kept[worst]:
                 return
             del self.kept[worst]
-            shutil.rmtree(step_folder(self.folder, worst))
+            self.outdone.add(worst)
         self._write(step_folder(self.folder, step))
         self.kept[step] = mine
+        self.outdone.discard(step)
+
+    def clear(self) -> None:
+        """Delete what was outdone."""
+        for step in self.outdone:
+            shutil.rmtree(step_folder(self.folder, step), ignore_errors=True)
+        self.outdone.clear()
 
     def emit(self, emit: Callable[..., None]) -> None:
-        """The `checkpoint` records of what is left at the end; paths are relative to the sweep's folder."""
+        """Clear, and the `checkpoint` records of what is left at the end; paths are relative to the sweep's folder."""
+        self.clear()
         for step in sorted(self.kept):
             path = step_folder(self.folder, step)
             emit("checkpoint", step=step, path=os.path.relpath(path, self.folder.parent.parent))

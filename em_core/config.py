@@ -111,16 +111,26 @@ class Execution(Strict):
     )
     threads: int = Field(1, ge=1, description="CPU threads per run (count). Set from resources.cpus_per_run.")
 
-    def halved(self, num_generations: int, halvings: int) -> Execution:
-        """The same with both batches halved `halvings` times, never below 1: less memory, the same numbers but for rounding."""
-        micro = min(self.per_device_train_batch_size or num_generations, num_generations)
-        batches = {"per_device_train_batch_size": micro, "per_device_eval_batch_size": self.per_device_eval_batch_size}
-        return self.model_copy(update={name: max(1, size >> halvings) for name, size in batches.items()}) if halvings else self
+
+@dataclass(frozen=True)
+class Batches:
+    """How many completions are sampled, trained on, and how many questions answered at once (counts)."""
+
+    rollout: int
+    train: int
+    evaluation: int
+
+
+def batches(config: TrainingConfig, execution: Execution, halvings: int) -> Batches:
+    """The batches of a run, halved `halvings` times but never below 1: less memory, the same numbers but for rounding."""
+    rollout = config.num_generations
+    train = min(execution.per_device_train_batch_size or rollout, rollout)
+    return Batches(*(max(1, size >> halvings) for size in (rollout, train, execution.per_device_eval_batch_size)))
 
 
 def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bool:
     """Whether one halving more than `halvings` would make a batch of the run smaller."""
-    return execution.halved(config.num_generations, halvings) != execution.halved(config.num_generations, halvings + 1)
+    return batches(config, execution, halvings + 1) != batches(config, execution, halvings)
 
 
 @dataclass(frozen=True)

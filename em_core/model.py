@@ -8,7 +8,7 @@ half a bf16 ulp.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,13 @@ class Policy:
     @torch.no_grad()
     def load_weights(self, folder: Path) -> None:
         """The weights of a kept checkpoint of this very model."""
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        for name, p in saved.named_parameters():
-            self.masters[name].copy_(p)
+        self.assign(dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters()))
+
+    @torch.no_grad()
+    def assign(self, weights: Mapping[str, Tensor]) -> None:
+        """Weights by parameter name, of any device and precision."""
+        for name, weight in weights.items():
+            self.masters[name].copy_(weight)
         self.refresh()
 
     @torch.no_grad()

@@ -3,6 +3,13 @@
 Its numbers are drawn from a hash of every training field, the seed and the step, so a rehearsal is reproducible bit
 for bit and every spec can be run with ``--set method=noop`` to see jobs, files, SQL and report before a GPU is asked.
 The curve rises and falls by design of this file; it says nothing about any model.
+
+`EMSWEEP_NOOP_FAULT` makes runs fail at their last step, so that the answer to a fault can be rehearsed as well:
+
+* `gpu_oom`   out of GPU memory until the batches were halved twice
+* `host_oom`  out of host memory
+* `bug`       an error in the code
+* `NAME:0.5`  the same for that share of the runs, always the same ones (by a hash of config and seed)
 """
 
 from __future__ import annotations
@@ -19,6 +26,12 @@ from em_core.tasks import load_task
 
 STEP_SECONDS = "EMSWEEP_NOOP_STEP_SECONDS"
 """Environment variable: how long a rehearsed step takes (seconds; default 0)."""
+FAULT = "EMSWEEP_NOOP_FAULT"
+"""Environment variable: which fault befalls the runs (see the module's docstring)."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's, by whose name the worker knows it."""
 
 
 class Noop:
@@ -31,7 +44,13 @@ class Noop:
     def describe(self, config: TrainingConfig) -> dict[str, Any]:
         return {"device": "none", "dtype": "none", "threads": self.execution.threads}
 
-    def run(self, request: RunRequest, emit: Callable[..., None]) -> Outcome:
+    def find_state(self, request: RunRequest) -> None:
+        """Nothing is ever saved: a rehearsal starts over."""
+
+    def free_memory(self) -> None:
+        """It holds none."""
+
+    def run(self, request: RunRequest, emit: Callable[..., None], *_: object) -> Outcome:
         digest = hashlib.sha256(f"{request.config.model_dump_json()}/{request.seed}".encode()).hexdigest()
         skill = random.Random(digest).gauss(0.0, 0.05)
         self._evaluate(request, 0, digest, skill, emit)
@@ -41,6 +60,7 @@ class Noop:
             draw = random.Random(f"{digest}/{step}")
             emit("metrics", step=step, values={"loss": 1.0 / step + draw.random() / 100, "grad_norm": draw.random()})
             self._evaluate(request, step, digest, skill, emit)
+        _befall(os.environ.get(FAULT, ""), request, digest)
         return Outcome("completed", steps=request.config.max_steps)
 
     def _evaluate(self, request: RunRequest, step: int, digest: str, skill: float, emit: Callable[..., None]) -> None:
@@ -63,3 +83,20 @@ class Noop:
                 outcomes=outcomes,
                 values={"completion_length": 0.0, "truncated": 0.0, "seconds": 0.0},
             )
+
+
+def _befall(fault: str, request: RunRequest, digest: str) -> None:
+    """Raise the fault, where it is this run's turn. Raises `ValueError` for a fault nobody knows."""
+    name, _, share = fault.partition(":")
+    if not name or int(digest[:8], 16) >= float(share or 1) * 16**8:
+        return
+    match name:
+        case "gpu_oom":
+            if request.halvings < 2:
+                raise OutOfMemoryError(f"rehearsed: no GPU memory left with {request.halvings} halvings")
+        case "host_oom":
+            raise MemoryError("rehearsed: no host memory left")
+        case "bug":
+            raise RuntimeError("a bug in the code")
+        case _:
+            raise ValueError(f"{FAULT}={fault}: no such fault")

@@ -47,6 +47,13 @@ class Rollout:
         """Some of the completions, as views."""
         return Rollout(*(t[rows] for t in (self.tokens, self.prompt_mask, self.mask, self.ended)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rollout]) -> Rollout:
+        """Completions of equal P and L, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("tokens", "prompt_mask", "mask", "ended")))
+
 
 @dataclass(frozen=True)
 class Sampling:

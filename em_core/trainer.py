@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import resource
@@ -10,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 
+from em_core import resume
 from em_core.checkpoints import Keeper, step_folder
 from em_core.config import METHODS as READS
-from em_core.config import Execution, Outcome, RunRequest, TrainingConfig
+from em_core.config import Batches, Execution, Outcome, RunRequest, TrainingConfig, batches
 from em_core.evaluation import Scorer
 from em_core.methods import METHODS, Method
 from em_core.model import Policy
@@ -49,11 +52,23 @@ class Trainer:
 
     def describe(self, config: TrainingConfig) -> dict[str, Any]:
         """Where and how a run is computed, for its `run_start` record."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": name, "dtype": str(self._dtype(config)).removeprefix("torch."), "threads": self.execution.threads}
+        return {
+            "device": self._device_name(),
+            "dtype": str(self._dtype(config)).removeprefix("torch."),
+            "threads": self.execution.threads,
+        }
 
-    def run(self, request: RunRequest, emit: Emit) -> Outcome:
+    def find_state(self, request: RunRequest) -> resume.State | None:
+        """Where an earlier attempt at this run was saved; None: it starts from the beginning."""
+        return resume.find(request) if request.mode == "train" else None
+
+    def run(
+        self, request: RunRequest, emit: Emit, state: resume.State | None = None, stopping: Callable[[], bool] = lambda: False
+    ) -> Outcome:
         """Train and evaluate, or (mode `eval`) evaluate kept checkpoints.
+
+        Training goes on from `state`, whose records are emitted again. With `save_steps` it looks at `stopping` after each
+        step; where that says so, it saves its state and the outcome is `interrupted`.
 
         Raises `UserError` or `ValueError` where prompt, model and task do not fit each other, `FileNotFoundError` where
         a checkpoint to be evaluated is gone. A non-finite loss or gradient is no error: the outcome is `diverged`.
@@ -62,15 +77,36 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         scorer = self._scorer(request.config)
+        size = batches(request.config, self.execution, request.halvings)
+        scorer.batch_size = size.evaluation
         if request.mode == "eval":
             status, steps, message = self._measure(request, scorer, emit, seconds)
         else:
-            status, steps, message = self._train(request, scorer, emit, seconds)
+            status, steps, message = self._train(request, size, scorer, emit, seconds, state, stopping)
+            if status != "interrupted":
+                resume.remove(request)
         return Outcome(status, steps, message, {**seconds, "peak_memory_mb": self._peak_memory_mb()})
 
-    def _train(self, request: RunRequest, scorer: Scorer, emit: Emit, seconds: dict[str, float]) -> tuple[Any, int, str]:
+    def free_memory(self) -> None:
+        """Give back what a run that ran out of memory left behind."""
+        if self._loaded is not None:
+            self._loaded[1].policy.restore()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _train(
+        self,
+        request: RunRequest,
+        size: Batches,
+        scorer: Scorer,
+        tell: Emit,
+        seconds: dict[str, float],
+        state: resume.State | None,
+        stopping: Callable[[], bool],
+    ) -> tuple[Any, int, str]:
         config, policy, method = request.config, scorer.policy, METHODS[request.config.method]
-        n, length = config.num_generations, config.max_completion_length
+        n, length, save_steps = config.num_generations, config.max_completion_length, self.execution.save_steps
         prompt = policy.encode(config.prompt, config.chat_template)
         policy.check_length(prompt, length, "the prompt")
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
@@ -80,15 +116,28 @@ class Trainer:
             eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
         keeper = Keeper(Path(request.checkpoints), request.keep, config.max_steps, policy.save)
+        records: list[tuple[str, dict[str, Any]]] = []
 
-        self._evaluate(request, scorer, 0, emit, seconds)
-        for step in range(1, config.max_steps + 1):
+        def emit(kind: str, **fields: Any) -> None:
+            records.append((kind, fields))
+            tell(kind, **fields)
+
+        done = 0
+        if state is None:
+            self._evaluate(request, scorer, 0, emit, seconds)
+        else:
+            done = _go_on_from(state, policy, optimizer, keeper, emit)
+        for step in range(done + 1, config.max_steps + 1):
             started = time.perf_counter()
             draws = uniforms(request.seed, "rollout", step, range(n), length)
-            rollout = sample(policy.model, [prompt] * n, draws, length, sampling, policy.stop, policy.pad)
+            parts = [
+                sample(policy.model, [prompt] * len(rows), rows, length, sampling, policy.stop, policy.pad)
+                for rows in np.split(draws, range(size.rollout, n, size.rollout))
+            ]
+            rollout = Rollout.joined(parts)
             sampled = time.perf_counter()
 
-            values = self._gradient(method, policy, base, rollout, config)
+            values = self._gradient(method, policy, base, rollout, config, size.train)
             limit = config.max_grad_norm or math.inf
             values["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.masters.values(), limit).item()
             finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
@@ -107,13 +156,22 @@ class Trainer:
             accuracies = self._evaluate(request, scorer, step, emit, seconds)
             if accuracies or step == config.max_steps:
                 keeper.offer(step, accuracies[0] if accuracies else None)
+            if not save_steps:
+                keeper.clear()
+            elif step < config.max_steps:
+                stop = stopping()
+                if stop or step % save_steps == 0:
+                    resume.save(request, self._state(step, policy, optimizer, keeper, records))
+                    keeper.clear()
+                if stop:
+                    return "interrupted", step, f"saved at step {step}"
         keeper.emit(emit)
         return "completed", config.max_steps, ""
 
     def _gradient(
-        self, method: Method, policy: Policy, base: Policy | None, rollout: Rollout, config: TrainingConfig
+        self, method: Method, policy: Policy, base: Policy | None, rollout: Rollout, config: TrainingConfig, size: int
     ) -> dict[str, float]:
-        """Adds the gradient of the step's loss, a mean over all its tokens whatever the micro-batches; returns metrics."""
+        """Adds the gradient of the step's loss, a mean over all its tokens whatever the micro-batch `size`; returns metrics."""
         lengths = rollout.mask.sum(1)
         tokens = int(lengths.sum())
         weights, values = method.weights(policy, rollout, config)
@@ -123,7 +181,6 @@ class Trainer:
             "tokens": tokens,
         }
         sums: dict[str, float] = {}
-        size = self.execution.per_device_train_batch_size or len(lengths)
         policy.model.train(self.execution.gradient_checkpointing)  # it works in train mode only; there is no dropout
         for start in range(0, len(lengths), size):
             rows = slice(start, start + size)
@@ -153,6 +210,17 @@ class Trainer:
         seconds["eval_seconds"] += time.perf_counter() - started
         return accuracies
 
+    def _state(
+        self,
+        step: int,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        keeper: Keeper,
+        records: list[tuple[str, dict[str, Any]]],
+    ) -> resume.State:
+        moments = {name: dict(optimizer.state[master]) for name, master in policy.masters.items()}
+        return resume.State(step, self._device_name(), records, keeper.kept, keeper.outdone, policy.masters, moments)
+
     def _scorer(self, config: TrainingConfig) -> Scorer:
         """The policy, back at its base weights, and what is known of it."""
         key = (model_key(config.model_name_or_path, config.model_revision), self._dtype(config))
@@ -171,8 +239,23 @@ class Trainer:
             return torch.bfloat16 if bf16 else torch.float32
         return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
     def _peak_memory_mb(self) -> float:
         """Of this run on a GPU; of the process so far on a CPU (MiB)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _go_on_from(state: resume.State, policy: Policy, optimizer: torch.optim.Optimizer, keeper: Keeper, emit: Emit) -> int:
+    """Weights, moments and checkpoints as they were saved; its records once more. Returns the step."""
+    policy.assign(state.masters)
+    for name, moments in state.moments.items():
+        master = policy.masters[name]
+        optimizer.state[master] = {k: v.to(master.device, copy=True) for k, v in moments.items()}
+    keeper.kept, keeper.outdone = dict(state.kept), set(state.outdone)
+    for kind, fields in state.records:
+        emit(kind, **fields)
+    return state.step

@@ -14,9 +14,12 @@ from em_core.config import (
     EVALUATION_VERSION,
     METHODS,
     Evaluation,
+    Execution,
     Method,
     RunRequest,
     TrainingConfig,
+    batches,
+    can_halve,
     canonical,
     config_id,
     run_id,
@@ -254,6 +257,27 @@ def test_requests_survive_the_pipe() -> None:
     evaluation = Evaluation(**EVALUATIONS["sampled"])
     request = RunRequest("r-s0", "r", 0, 1, "train", config(), ((evaluation.eval_id(), evaluation, (0, 5)),), "best:2", "ckpt")
     assert RunRequest.from_json(json.loads(json.dumps(request.as_json()))) == request
+
+
+def test_a_request_from_before_there_were_halvings_has_none() -> None:
+    said = RunRequest("r", "c", 0, 0, "train", config(), (), "none", "/x", halvings=2).as_json()
+    assert RunRequest.from_json(said).halvings == 2
+    del said["halvings"]
+    assert RunRequest.from_json(said).halvings == 0
+
+
+@pytest.mark.parametrize(
+    ("micro", "halvings", "want"),
+    [(0, 0, (12, 12, 64)), (0, 1, (6, 6, 32)), (0, 2, (3, 3, 16)), (0, 9, (1, 1, 1)), (4, 1, (6, 2, 32)), (100, 0, (12, 12, 64))],
+)
+def test_halvings_reach_everything_that_is_done_at_once(micro: int, halvings: int, want: tuple[int, int, int]) -> None:
+    said = batches(config(num_generations=12), Execution(per_device_train_batch_size=micro), halvings)
+    assert (said.rollout, said.train, said.evaluation) == want
+
+
+def test_batches_are_halved_until_all_are_one() -> None:
+    execution = Execution(per_device_train_batch_size=1, per_device_eval_batch_size=4)
+    assert [can_halve(config(num_generations=2), execution, h) for h in range(4)] == [True, True, False, False]
 
 
 if __name__ == "__main__":

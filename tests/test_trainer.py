@@ -116,3 +116,14 @@ def test_keep_best(tmp_path: Path) -> None:
 def test_a_request_survives_json(tmp_path: Path) -> None:
     wanted = request(config(), tmp_path, steps=(0,))
     assert RunRequest.from_json(json.loads(json.dumps(wanted.as_json()))) == wanted
+
+
+@pytest.mark.parametrize("method", ["em", "rent"])
+def test_halved_batches_give_the_same_numbers_but_for_rounding(trainer: Trainer, tmp_path: Path, method: str) -> None:
+    said = config(method=method, num_generations=12, max_steps=5, temperature=1.3)  # too hot for equal completions
+    whole = run(trainer, request(said, tmp_path, steps=(5,)))[1]
+    for halvings in (1, 3, 9):
+        parts = run(trainer, request(said, tmp_path, steps=(5,), halvings=halvings))[1]
+        for a, b in zip(whole.timeless(), parts.timeless(), strict=True):
+            assert b[1]["values"] == pytest.approx(a[1]["values"], rel=1e-4 if method == "rent" else 1e-5, abs=1e-6)
+            assert b[1].get("outcomes") == a[1].get("outcomes")
