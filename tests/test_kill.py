@@ -128,7 +128,9 @@ def torture(
             table["kills"] += 1
             table[how] += 1
         if how == "everything" and launcher == "local":
-            time.sleep(0.1)
+            end = time.monotonic() + 5  # a worker that was just being started reads its closed stdin a moment later
+            while processes_of(folder) and time.monotonic() < end:
+                time.sleep(0.05)
             assert not processes_of(folder), "an orphan survived"
         if process.pid in victims:
             process.wait(timeout=30)
