@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from em_core.config import TrainingConfig
+from em_core.config import Evaluation, RunRequest, TrainingConfig, steps_within
 from em_core.journal import FINAL, Record, SweepDir, decode, read_job_try, read_lines
 from launchers.causes import HOST_MEMORY
 
@@ -53,6 +53,27 @@ class Assignment:
                     self.stop = record["reason"]
                 case "close":
                     self.closed = True
+
+    def request(self, record: Record, attempt: int, checkpoints: str, halvings: int) -> RunRequest:
+        """What the worker is told of a `run` record; to evaluate only, it takes no more than the record needs."""
+        config = self.configs[record["config_id"]]
+        needed = {(i, s) for i, s in record.get("need", ())}
+        evaluations = []
+        for eval_id, fields, steps in self.header["evaluations"]:
+            within = steps_within(steps, config.max_steps)
+            if record["mode"] == "eval":
+                within = tuple(s for s in within if (eval_id, s) in needed)
+            if within:
+                evaluations.append((eval_id, Evaluation(**fields), within))
+        return RunRequest(
+            **{name: record[name] for name in ("run_id", "config_id", "seed", "mode")},
+            attempt=attempt,
+            config=config,
+            evaluations=tuple(evaluations),
+            keep=self.header["keep"],
+            checkpoints=checkpoints,
+            halvings=halvings,
+        )
 
 
 def finished_before(sweep: SweepDir, job: str, try_: int) -> set[tuple[str, str]]:

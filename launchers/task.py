@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-from em_core.config import Evaluation, Execution, RunRequest, can_halve, steps_within
+from em_core.config import Execution, can_halve
 from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, encode
 from launchers import causes
@@ -64,6 +64,7 @@ class Supervisor:
         self.stop_cause = causes.STOPPED
         self.stop_at = 0.0
         self.told_to_stop = False
+        self.alike: Counter[str] = Counter()
         self.looked_at = -LOOK_EVERY
         self.memory_kills = causes.memory_kills()
         self.selector = selectors.DefaultSelector()
@@ -150,36 +151,15 @@ class Supervisor:
             self.selector.register(slot.pipe, selectors.EVENT_READ, slot)
             slot.send({"execution": self.execution.model_dump()})
         slot.record = record
-        slot.request = self._request(record)
+        folder = self.sweep.run_checkpoints(record["run_id"])
+        halvings = self.halvings[record["config_id"]]
+        slot.request = self.assignment.request(record, self._next_attempt(record["run_id"]), str(folder), halvings)
         slot.started = time.time()
         slot.send(slot.request.as_json())
 
     def _next_attempt(self, run_id: str) -> int:
         self.attempts[run_id] += 1
         return self.attempts[run_id] - 1
-
-    def _request(self, record: Record) -> RunRequest:
-        config = self.assignment.configs[record["config_id"]]
-        needed = {(i, s) for i, s in record.get("need", ())}
-        evaluations = []
-        for eval_id, fields, steps in self.assignment.header["evaluations"]:
-            within = steps_within(steps, config.max_steps)
-            if record["mode"] == "eval":
-                within = tuple(s for s in within if (eval_id, s) in needed)
-            if within:
-                evaluations.append((eval_id, Evaluation(**fields), within))
-        return RunRequest(
-            run_id=record["run_id"],
-            config_id=record["config_id"],
-            seed=record["seed"],
-            attempt=self._next_attempt(record["run_id"]),
-            mode=record["mode"],
-            config=config,
-            evaluations=tuple(evaluations),
-            keep=self.assignment.header["keep"],
-            checkpoints=str(self.sweep.run_checkpoints(record["run_id"])),
-            halvings=self.halvings[record["config_id"]],
-        )
 
     def _read(self, slot: Slot) -> None:
         lines = slot.lines()
@@ -285,12 +265,13 @@ class Supervisor:
     def _halt_if_all_alike(self, end: Record) -> None:
         """Stop the whole sweep when as many runs as it allows failed as this one did since it was last submitted."""
         most = self.assignment.header.get("stop_after", 0)
-        if most and time.monotonic() - self.looked_at >= LOOK_EVERY:
-            count = count_alike(self.sweep, causes.signature(end), self.assignment.header["t"])
-            if count >= most:
-                self.stop(halt(self.sweep, end, count))
-            elif count < most / 2:  # far from it: the next count can wait
-                self.looked_at = time.monotonic()
+        same = causes.signature(end)
+        self.alike[same] += 1
+        if most and (self.alike[same] >= most or time.monotonic() - self.looked_at >= LOOK_EVERY):
+            self.looked_at = time.monotonic()
+            self.alike[same] = count_alike(self.sweep, same, self.assignment.header["t"])
+            if self.alike[same] >= most:
+                self.stop(halt(self.sweep, end, self.alike[same]))
 
     # -- journal ------------------------------------------------------------------------------------------------
 

@@ -196,12 +196,9 @@ def _shares(sizes: Sequence[int], cap: int | None, running: int) -> list[int | N
         return [None] * len(sizes)
     left = max(1, cap - running)
     sizes = sizes[:left]
-    shares = [max(1, left * size // sum(sizes)) for size in sizes]
-    for i in sorted(range(len(shares)), key=lambda i: shares[i] - left * sizes[i] / sum(sizes)):
-        if sum(shares) < left and shares[i] < sizes[i]:
-            shares[i] += 1
-    while sum(shares) > left:
-        shares[shares.index(max(shares))] -= 1
+    shares = [1] * len(sizes)
+    for _ in range(min(left, sum(sizes)) - len(sizes)):
+        shares[min((i for i in range(len(sizes)) if shares[i] < sizes[i]), key=lambda i: shares[i] / sizes[i])] += 1
     return list(shares)
 
 
