@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -105,6 +106,10 @@ class SweepDir:
 
     def worker_log(self, job: str, slot: int) -> Path:
         return self.logs / f"{job}.slot{slot}.log"
+
+    def slurm_log(self, slurm_job_id: str, stream: str) -> Path:
+        """What Slurm caught of a job before and beside our supervisor; `stream` is `out` or `err`."""
+        return self.logs / "submitit" / f"{slurm_job_id}_0_log.{stream}"
 
     def run_checkpoints(self, run_id: str) -> Path:
         return self.checkpoints / run_id
@@ -271,10 +276,14 @@ def read_lines(path: Path, offset: int = 0, prefixes: tuple[bytes, ...] = ()) ->
     if nul >= 0:
         complete = data.rfind(b"\n", 0, nul) + 1
         torn = 1
-    lines: list[tuple[int, bytes]] = []
+    if prefixes:  # among many other lines, four times as fast as splitting all of them
+        wanted = re.compile(rb"\n((?:" + b"|".join(map(re.escape, prefixes)) + rb")[^\n]*)")
+        lines = [(offset + m.start(), m[1]) for m in wanted.finditer(b"\n" + data[:complete])]
+        return Lines(lines, offset + complete, torn)
+    lines = []
     at = offset
     for line in data[:complete].split(b"\n"):
-        if line and (not prefixes or line.startswith(prefixes)):
+        if line:
             lines.append((at, line))
         at += len(line) + 1
     return Lines(lines, offset + complete, torn)
@@ -282,10 +291,19 @@ def read_lines(path: Path, offset: int = 0, prefixes: tuple[bytes, ...] = ()) ->
 
 def read_records(path: Path, prefixes: tuple[bytes, ...] = ()) -> Iterator[Record]:
     """The records of a file, oldest first; unreadable lines are passed over."""
-    for _, line in read_lines(path, 0, prefixes).lines:
-        record = decode(line)
-        if record is not None:
-            yield record
+    yield from (r for r in decode_all([line for _, line in read_lines(path, 0, prefixes).lines]) if r is not None)
+
+
+def decode_all(lines: list[bytes]) -> list[Record | None]:
+    """`decode` of each line. Many lines are parsed as one JSON array, in half the time; where one is damaged, one by one."""
+    try:
+        records = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        records = []
+    # Two damaged lines could make one value together: then the number differs.
+    if len(records) != len(lines) or not all(isinstance(r, dict) and "kind" in r for r in records):
+        return [decode(line) for line in lines]
+    return list(records)
 
 
 def decode(line: bytes) -> Record | None:
@@ -356,9 +374,9 @@ class JobTryReader:
         """The job try as its journal tells it now."""
         found = read_lines(self.path, self._offset, STATE_PREFIXES)
         self._offset = found.end
-        for _, line in found.lines:
+        for record in decode_all([line for _, line in found.lines]):
             try:
-                self._take(decode(line) or {})
+                self._take(record or {})
             except (KeyError, ValueError):  # torn, or of a version that this one does not know
                 self._bad += 1
         attempts = tuple(self._attempt(key) for key in self._starts | self._ends)
