@@ -111,3 +111,18 @@ def exclude(
         plain_console().print(
             f"{sweep}: {n:,} runs {'included again' if undo else 'excluded'}; `emsweep collect` brings it into the results"
         )
+
+
+@app.command()
+def gc(
+    sweep: Annotated[str | None, typer.Argument(help="A sweep (default: all, and old copies of the code).")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Checkpoints that stay: none, last, best:K, all (default: the sweep's own `keep`).")
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove it; without, nothing is touched.")] = False,
+    root: Root = RUNS,
+) -> None:
+    """Show, or with --yes remove, checkpoints that are not kept, half-written ones, and old code. Never a journal."""
+    from sweeps.gc import find_litter, print_litter
+
+    print_litter(find_litter(root, sweep, keep, yes), yes, plain_console())

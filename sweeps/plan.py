@@ -80,7 +80,8 @@ def spec_fields(spec: Spec) -> dict[str, Any]:
     """What the manifest remembers of the spec itself."""
     overrides = [f"{k}={v}" for k, v in sorted(spec.overrides.items())]
     path = str(spec.document.path.resolve())
-    return {"spec": spec.document.text, "spec_path": path, "overrides": overrides, "sets": list(spec.sets)}
+    said = {"spec": spec.document.text, "spec_path": path, "overrides": overrides}
+    return {**said, "sets": list(spec.sets), "keep": spec.keep}
 
 
 def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:

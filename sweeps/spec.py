@@ -24,6 +24,8 @@ from sweeps.retries import Retries
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
+KEEP = "none|last|all|best:[1-9][0-9]*"
+"""What `keep` may be, as a regular expression."""
 LONGEST_NAME = 160
 """Characters of a sweep's name: it is a folder, and part of the names of jobs and pages."""
 Steps = list[Annotated[int, Field(ge=0)] | Literal["last"]]
@@ -116,9 +118,7 @@ class Spec(Strict):
         gt=0,
         description="Budget: what the sweep's attempts may use together (device-hours; none: no limit).",
     )
-    keep: str = Field(
-        "none", pattern=r"^(none|last|all|best:[1-9][0-9]*)$", description="Checkpoints that stay: none, last, best:K, all."
-    )
+    keep: str = Field("none", pattern=f"^({KEEP})$", description="Checkpoints that stay: none, last, best:K, all.")
 
     _document: Document = PrivateAttr()
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
