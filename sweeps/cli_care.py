@@ -126,3 +126,27 @@ def gc(
     from sweeps.gc import find_litter, print_litter
 
     print_litter(find_litter(root, sweep, keep, yes), yes, plain_console())
+
+
+@app.command()
+def merge(
+    other: Annotated[Path, typer.Argument(metavar="DIR", help="Another folder of runs.")],
+    root: Root = RUNS,
+) -> None:
+    """Bring the sweeps of another folder of runs (a cluster's, a colleague's) into this one. Nothing here is changed."""
+    from sweeps import merge as merging
+
+    merging.print_merged(merging.merge(root, other), plain_console())
+
+
+@app.command()
+def pack(
+    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file (default: SWEEP.zip here).")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Put a sweep's database, page and spec into one file for a colleague."""
+    from sweeps.pack import pack as write
+
+    written = write(root, sweep, out)
+    plain_console().print(f"{written}: {written.stat().st_size / 1e6:.1f} MB", soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from em_core.errors import UserError
 from em_core.journal import SweepDir
 from sweeps.manifest import find_run, find_sweep
+from sweeps.merge import is_foreign
 from sweeps.observe import Observer
 
 MOST_FILES = 12
@@ -38,6 +39,8 @@ def log_files(root: Path, target: str) -> list[Path]:
 
 def _of_run(sweep: SweepDir, run_id: str) -> Iterable[Path]:
     for t in Observer(sweep).tries():
+        if is_foreign(t.job):
+            continue
         slots = {int(a.start.get("slot", 0)) for a in t.attempts if a.run_id == run_id}
         yield from (sweep.worker_log(t.job, slot) for slot in slots)
         if slots and t.start and t.start.get("slurm_job_id"):
