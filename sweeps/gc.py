@@ -60,8 +60,8 @@ class Found:
 def find_litter(root: Path, name: str | None, keep: Keep | None, remove: bool) -> Found:
     """Find what may go in one sweep, or in all (and then old code too). With `remove` it goes.
 
-    For that the locks of the sweeps are held while it is judged, so that no job begins meanwhile. Raises `UserError` for a sweep that
-    does not say what it keeps when no rule is given.
+    For that the locks of the sweeps are held while it is judged, so that no job begins meanwhile. Raises `UserError` for a
+    sweep that does not say what it keeps when no rule is given.
     """
     if keep is not None and not re.fullmatch(KEEP, keep):
         raise UserError(f"--keep {keep}: must be none, last, all or best:K with K of at least 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,12 +54,13 @@ def print_logs(root: Path, target: str, lines: int, follow: bool, console: Conso
     paths = log_files(root, target)
     if not paths and not follow:
         raise UserError(f"nothing was logged for {target} (workers write only warnings and errors)")
+    sizes = {path: path.stat().st_size for path in paths}
     for path in paths[:MOST_FILES]:
         _head(path, console)
-        console.print("\n".join(_tail(path).splitlines()[-lines:]), soft_wrap=True)
+        tail = _between(path, max(0, sizes[path] - TAIL), sizes[path])
+        console.print("\n".join(tail.splitlines()[-lines:]), soft_wrap=True)
     if len(paths) > MOST_FILES:
         console.print(f"... and {len(paths) - MOST_FILES:,} older files beside {paths[0]}", soft_wrap=True)
-    sizes = {path: path.stat().st_size for path in paths}
     last = paths[0] if paths else None
     while follow:
         time.sleep(LOOK_EVERY)
@@ -79,13 +79,8 @@ def _head(path: Path, console: Console) -> None:
     console.rule(path.name, align="left")
 
 
-def _tail(path: Path) -> str:
-    size = path.stat().st_size
-    return _between(path, max(0, size - TAIL), size)
-
-
 def _between(path: Path, start: int, end: int) -> str:
     """What was appended between two sizes; a file that became shorter has nothing new."""
     with open(path, "rb") as f:
         f.seek(start)
-        return os.fsdecode(f.read(max(0, end - start)).replace(b"\0", b"")).encode(errors="replace").decode()
+        return f.read(max(0, end - start)).decode(errors="replace")

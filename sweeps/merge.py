@@ -81,7 +81,7 @@ def missing_records(ours: Sequence[Record], theirs: Iterable[Record], native: bo
     forgivenesses the larger. A sweep that was run here (`native`) keeps its spec, which neither claims nor drops what came;
     else the newest spec counts.
     """
-    has = {key for r in ours if (key := _key(r)) is not None}
+    has = {_key(r) for r in ours}
     marks: dict[str, float] = {}
     forgiven: dict[str, int] = {}
     said = -1.0
@@ -118,16 +118,10 @@ def _count(r: Record, marks: dict[str, float], forgiven: dict[str, int]) -> None
         forgiven[r["run_id"]] = max(r["forgiven"], forgiven.get(r["run_id"], 0))
 
 
-def _key(r: Mapping[str, object]) -> tuple[object, ...] | None:
-    """What makes two records of things that add up the same; None for other records."""
-    match r["kind"]:
-        case "config":
-            return ("config", r["config_id"])
-        case "evaluation":
-            return ("evaluation", r["eval_id"])
-        case "run":
-            return ("run", r["run_id"], r["arm"])
-    return None
+def _key(r: Record) -> tuple[object, ...]:
+    """What makes two records of the same kind the same, of the kinds that add up."""
+    names = {"config": ("config_id",), "evaluation": ("eval_id",), "run": ("run_id", "arm")}
+    return (r["kind"], *(r[name] for name in names.get(r["kind"], ())))
 
 
 def _bring_journals(here: SweepDir, there: SweepDir) -> tuple[int, int]:

@@ -219,7 +219,7 @@ def test_bad_roots(two: tuple[Path, Path], tmp_path: Path) -> None:
     here, _ = two
     with pytest.raises(UserError, match="is the root itself"):
         merge(here, here)
-    with pytest.raises(UserError, match="there is no sweep under .*nowhere$"):
+    with pytest.raises(UserError, match=r"there is no sweep under .*nowhere$"):
         merge(here, tmp_path / "nowhere")
     there = tmp_path / "project" / "runs"
     job(sweep(there, range(1)), "b0000-00000", range(1))
