@@ -113,8 +113,9 @@ def used_hours(tries: Iterable[JobTry], now: float, live: Collection[str], last_
     """
     total = 0.0
     for t in tries:
-        over = now if t.job in live else last_seen(t)
-        total += _devices_of(t) * sum(_seconds(a, over) for a in t.attempts)
+        for a in t.attempts:
+            running = a.status is RunStatus.RUNNING and t.job in live
+            total += _devices_of(t) * _seconds(a, now if running else last_seen(t))
     return total / 3600
 
 

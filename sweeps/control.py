@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from em_core.errors import UserError
-from em_core.journal import Appender, Attempt, RunStatus, append_batch
+from em_core.journal import FINAL, Appender, Attempt, RunStatus, append_batch
 from em_core.lock import locked
 from launchers.causes import CAUSES
 from launchers.halting import halted
 from sweeps.choose import choose
 from sweeps.complaints import unknown
+from sweeps.ends import CANCELLED_BY_A_PERSON
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob
-
-ENDED = (RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED)
-"""Ends after which a job does not come back to a run."""
 
 
 def active(root: Path, target: str, where: Sequence[str] = ()) -> int:
@@ -45,7 +43,7 @@ def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:
                 stopped += len(left & chosen.runs)
                 with Appender(sweep.assignment(job.name)) as out:
                     if job in whole:
-                        out.append("stop", reason="cancelled by a person")
+                        out.append("stop", reason=CANCELLED_BY_A_PERSON)
                     else:
                         for run_id in sorted(left & chosen.runs):
                             out.append("cancel", run_id=run_id)
@@ -57,7 +55,7 @@ def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:
 def _unfinished(observer: Observer, manifest: Manifest) -> list[tuple[SubmittedJob, set[str]]]:
     """The jobs that may still do something, each with the runs that it has not ended."""
     view = observer.look(manifest)
-    over = {(t.job, a.run_id) for t in observer.tries() for a in t.attempts if a.status in ENDED}
+    over = {(t.job, a.run_id) for t in observer.tries() for a in t.attempts if a.status in FINAL}
     live = [j for j in observer.jobs() if j.name in view.live]
     return [(j, {r for r in j.runs if (j.name, r) not in over}) for j in live]
 

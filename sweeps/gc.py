@@ -94,8 +94,9 @@ def find_litter(root: Path, name: str | None, keep: Keep | None, remove: bool) -
 
 def _follow_up_waits(observer: Observer) -> bool:
     """Whether a job is queued that will go on with the sweep: it runs a copy of the code too."""
-    newest = [str(r["id"]) for r in read_records(observer.sweep.submissions, (b'{"kind":"follow_up"',))][-1:]
-    return any(state is not JobState.GONE for state in observer.launchers["slurm"].states(newest).values())
+    newest = observer.follow_up()
+    states = observer.launchers["slurm"].states([newest] if newest else [])
+    return any(state is not JobState.GONE for state in states.values())
 
 
 def _own_keep(sweep: SweepDir, manifest: Manifest) -> Keep:

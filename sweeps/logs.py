@@ -36,6 +36,11 @@ def log_files(root: Path, target: str) -> list[Path]:
     return [path for path, found in sorted(sized, key=lambda f: (-f[1].st_mtime, f[0])) if found.st_size]
 
 
+def slurm_log(sweep: SweepDir, slurm_job_id: str, stream: str) -> Path:
+    """Where submitit has Slurm write what a job says before and beside our supervisor; `stream` is `out` or `err`."""
+    return sweep.logs / "submitit" / f"{slurm_job_id}_0_log.{stream}"
+
+
 def _of_run(sweep: SweepDir, run_id: str) -> Iterable[Path]:
     for t in Observer(sweep).tries():
         if is_foreign(t.job):
@@ -43,7 +48,7 @@ def _of_run(sweep: SweepDir, run_id: str) -> Iterable[Path]:
         slots = {int(a.start.get("slot", 0)) for a in t.attempts if a.run_id == run_id}
         yield from (sweep.worker_log(t.job, slot) for slot in slots)
         if slots and t.start and t.start.get("slurm_job_id"):
-            yield from (sweep.slurm_log(t.start["slurm_job_id"], stream) for stream in ("err", "out"))
+            yield from (slurm_log(sweep, t.start["slurm_job_id"], stream) for stream in ("err", "out"))
 
 
 def print_logs(root: Path, target: str, lines: int, follow: bool, console: Console) -> None:

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from analysis.tables import text_table
 from em_core.journal import Attempt, JobTry, RunStatus, SweepDir, read_records
-from launchers.causes import LOST
+from launchers.causes import CANCELLED, LOST
 from launchers.halting import halted
+from sweeps.logs import slurm_log
 from sweeps.manifest import find_sweep
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob, View
@@ -90,16 +91,16 @@ def _never_began(sweep: SweepDir, jobs: Iterable[SubmittedJob], tries: Iterable[
     """Slurm jobs that are gone and never wrote a journal: a broken environment, or a node without the shared folder."""
     began = {t.job for t in tries}
     gone = [j for j in jobs if j.launcher == "slurm" and j.name not in began and j.name not in view.live]
-    gone = [j for j in gone if not any(read_records(sweep.assignment(j.name), (b'{"kind":"stop"',)))]
+    gone = [j for j in gone if j.cause != CANCELLED and not any(read_records(sweep.assignment(j.name), (b'{"kind":"stop"',)))]
     if not gone:
         return []
     newest = max(gone, key=lambda j: j.name)
-    return [Why(LOST, len(gone), None, f"job {newest.name}", f"never began{_last_words(sweep, newest)}")]
+    return [Why(newest.cause or LOST, len(gone), None, f"job {newest.name}", f"never began{_last_words(sweep, newest)}")]
 
 
 def _last_words(sweep: SweepDir, job: SubmittedJob) -> str:
     """The last line that Slurm caught of a job, as ` (line)`."""
-    path = sweep.slurm_log(job.id or "", "err")
+    path = slurm_log(sweep, job.id or "", "err")
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.is_file() else []
     return f" ({lines[-1].strip()})" if lines else ""
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from em_core.errors import UserError
-from em_core.journal import SweepDir, append_batch, read_records, write_whole
+from em_core.journal import append_batch, read_records, write_whole
 from sweeps import control, observe, standing
 from sweeps.choose import choose
 from sweeps.logs import MOST_FILES, log_files
@@ -340,8 +340,3 @@ def test_logs_follow_files_that_appear_later(tmp_path: Path) -> None:
         process.wait()
     assert [line for line in said if line in ("old", "grown", "appeared")] == ["old", "grown", "appeared"]
     assert any("9_0_log.err" in line for line in said)
-
-
-@pytest.mark.fast
-def test_sweep_dir_names_the_files_of_slurm() -> None:
-    assert SweepDir(Path("r"), "s").slurm_log("12_3", "err") == Path("r/s/logs/submitit/12_3_0_log.err")
