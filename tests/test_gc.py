@@ -10,7 +10,7 @@ import pytest
 from em_core.errors import UserError
 from em_core.journal import append_batch
 from sweeps import control
-from sweeps.gc import CODE, DONE, EXCLUDED, HALF, NOT_KEPT, find_litter, kept_steps
+from sweeps.gc import CODE, DONE, EXCLUDED, HALF, NOT_KEPT, RESUME_STATE, find_litter, kept_steps
 from tests.journals import T0, Journal, Run, Sweep
 from tests.test_cli import call
 
@@ -148,3 +148,8 @@ def test_bad_input(tmp_path: Path) -> None:
         find_litter(tmp_path, None, None, remove=True)
     with pytest.raises(UserError, match="--keep best: must be none"):
         find_litter(tmp_path, None, "best", remove=True)
+
+
+def test_the_name_of_a_resume_state_is_that_of_the_trainer() -> None:
+    """Read, not imported: the trainer's module needs torch."""
+    assert f'FILE = "{RESUME_STATE}"' in (Path(__file__).parent.parent / "em_core" / "resume.py").read_text()
