@@ -288,6 +288,7 @@ class Supervisor:
             slots=len(self.slots),
             cpus=len(os.sched_getaffinity(0)),
             mem_gb=causes.granted_gb(),
+            gpus_per_run=self.assignment.header.get("gpus_per_run"),
             **{"try": self.try_},
             **provenance(),
         )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from em_core.errors import EmsweepError, UserError
+from sweeps import cli_care
+from sweeps.options import RESULTS, RUNS, AsJson, Db, Root, plain_console
 
 if TYPE_CHECKING:
     from sweeps.spec import Site, Spec
@@ -42,14 +43,9 @@ SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML)
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
 ]
-Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", resolve_path=True, help="Folder of the runs.")]
-Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", resolve_path=True, help="Results file (DuckDB).")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
 Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
 Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]
-Target = Annotated[str, typer.Argument(metavar="SWEEP|CONFIG|RUN", help="A sweep, a config id or a run id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RUNS, RESULTS = Path("runs"), Path("results.duckdb")
 
 
 @app.command()
@@ -71,7 +67,7 @@ def plan(
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        print_plan(made, _console())
+        print_plan(made, plain_console())
 
 
 @app.command()
@@ -89,7 +85,7 @@ def run(
     from sweeps.finish import finish
 
     loaded, site = _load(spec, sets)
-    console = _console()
+    console = plain_console()
     done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
     finish(done, root, db, console)
     if done.failed or done.undone:
@@ -104,7 +100,7 @@ def submit(
     from sweeps import runner
 
     loaded, site = _load(spec, sets)
-    runner.send(loaded, root, db, site, _console(), yes=yes, retrain=retrain)
+    runner.send(loaded, root, db, site, plain_console(), yes=yes, retrain=retrain)
 
 
 @app.command("follow-up")
@@ -119,36 +115,7 @@ def follow_up(
     from sweeps import follow
     from sweeps.manifest import find_sweep
 
-    follow.follow_up(find_sweep(root, sweep), db, _console(), tried, fruitless)
-
-
-@app.command()
-def status(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep (default: all).")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Until nothing is running.")] = False,
-    root: Root = RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Show where the runs of a sweep stand, from the journals and one question to the scheduler."""
-    from em_core.journal import sweeps_under
-    from sweeps import show
-    from sweeps.manifest import find_sweep
-    from sweeps.observe import Observer
-
-    names = [find_sweep(root, sweep).sweep] if sweep else [s.sweep for s in sweeps_under(root)]
-    if not names:
-        raise UserError(f"there is no sweep under {root} yet; `emsweep run SPEC` makes one")
-    console = _console()
-    if as_json:
-        print(json.dumps([show.status_record(find_sweep(root, n)) for n in names], indent=2))
-    elif watch:
-        show.watch_status(root, names, console)
-    else:
-        console.print(show.status_table(root, names))
-        for name in names:
-            found = find_sweep(root, name)
-            for line in show.failures(found, Observer(found).look()):
-                console.print(line, markup=False, highlight=False)
+    follow.follow_up(find_sweep(root, sweep), db, plain_console(), tried, fruitless)
 
 
 @app.command("show")
@@ -160,56 +127,7 @@ def show_run(run_id: Annotated[str, typer.Argument(metavar="RUN")], root: Root =
     if as_json:
         print(json.dumps(record, indent=2))
     else:
-        show.print_run(record, _console())
-
-
-@app.command()
-def logs(
-    target: Annotated[str, typer.Argument(metavar="SWEEP|RUN")],
-    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="Lines of each file.")] = 20,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the files grow.")] = False,
-    root: Root = RUNS,
-) -> None:
-    """Print what the workers and supervisors of a sweep or a run logged."""
-    from sweeps import show
-
-    show.print_logs(show.log_files(root, target), lines, follow, _console())
-
-
-@app.command()
-def cancel(target: Target, root: Root = RUNS, yes: Yes = False) -> None:
-    """Stop what is queued or running. `run` starts it again; `exclude` is for good."""
-    from sweeps import control
-
-    runs = sum(len(found) for _, _, found in control.matching(root, target))
-    if runs > 10 and not yes and sys.stdin.isatty() and not typer.confirm(f"Stop what is active of {runs:,} runs?"):
-        raise UserError("nothing was cancelled")
-    _console().print(f"{control.cancel(root, target):,} runs cancelled")
-
-
-@app.command()
-def retry(target: Target, root: Root = RUNS) -> None:
-    """Forgive failed runs, so that the next `run` tries them again."""
-    from sweeps import control
-
-    for sweep, n in control.retry(root, target).items():
-        _console().print(f"{sweep}: {n:,} failed runs will be tried again by the next `emsweep run`")
-
-
-@app.command()
-def exclude(
-    target: Target,
-    reason: Annotated[str, typer.Option(help="Why; kept with the results.")] = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Take the mark back.")] = False,
-    root: Root = RUNS,
-) -> None:
-    """Mark runs as not to be run or counted, with a reason. Reversible; nothing is deleted."""
-    from sweeps import control
-
-    for sweep, n in control.exclude(root, target, reason, undo).items():
-        _console().print(
-            f"{sweep}: {n:,} runs {'included again' if undo else 'excluded'}; `emsweep collect` brings it into the results"
-        )
+        show.print_run(record, plain_console())
 
 
 @app.command()
@@ -219,7 +137,7 @@ def collect(root: Root = RUNS, db: Db = RESULTS) -> None:
 
     done = bring(root, db)
     torn = f", {done.torn:,} unreadable lines passed over" if done.torn else ""
-    _console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
+    plain_console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
 
 
 @app.command()
@@ -248,7 +166,7 @@ def report(
     """Say what a sweep shows: three sentences, the cells, and one offline HTML page."""
     from sweeps.finish import print_full_report
 
-    print_full_report(sweep, root, db, out, _console())
+    print_full_report(sweep, root, db, out, plain_console())
 
 
 @app.command()
@@ -259,15 +177,14 @@ def schema() -> None:
     print(json.dumps(spec_schema(), indent=2))
 
 
+app.add_typer(cli_care.app)
+
+
 def _load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
     from sweeps.spec import load_site, load_spec
 
     site = load_site(path)
     return load_spec(path, sets or (), site), site
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False)
 
 
 def main(args: Any = None) -> None:

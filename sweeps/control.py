@@ -3,91 +3,122 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from em_core.errors import UserError
-from em_core.journal import Appender, RunStatus, SweepDir, append_batch
+from em_core.journal import FINAL, Appender, Attempt, RunStatus, append_batch
 from em_core.lock import locked
-from sweeps.manifest import Manifest, find_run, find_sweep, read_manifest
+from launchers.causes import CAUSES
+from launchers.halting import halted
+from sweeps.choose import choose
+from sweeps.complaints import unknown
+from sweeps.ends import CANCELLED_BY_A_PERSON
+from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
-
-ENDED = (RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.CANCELLED)
-"""Ends after which a job does not come back to a run."""
+from sweeps.reconcile import SubmittedJob
 
 
-def matching(root: Path, target: str) -> list[tuple[SweepDir, Manifest, set[str]]]:
-    """The runs that a person names: a sweep, a config id, or a run id. Raises `UserError` when there are none."""
-    sweep = SweepDir(root, target)
-    if sweep.manifest.is_file():
-        manifest = read_manifest(sweep)
-        return [(sweep, manifest, set(manifest.runs))]
-    if "-s" in target and target.rsplit("-s", 1)[1].isdigit() and len(target.split("-s")[0]) == 12:
-        return [(s, read_manifest(s), {target}) for s in find_run(root, target)]
-    found = []
-    for path in sorted(root.glob("*/manifest.jsonl")):
-        manifest = read_manifest(SweepDir(root, path.parent.name))
-        runs = {r.run_id for r in manifest.runs.values() if r.config_id == target}
-        if runs:
-            found.append((SweepDir(root, path.parent.name), manifest, runs))
-    if not found:
-        find_sweep(root, target)
-    return found
+def active(root: Path, target: str, where: Sequence[str] = ()) -> int:
+    """How many runs `cancel` would stop."""
+    return sum(
+        len(left & c.runs)
+        for c in choose(root, target, where)
+        for _, left in _unfinished(Observer(c.sweep), c.manifest)
+    )  # fmt: skip
 
 
-def cancel(root: Path, target: str) -> int:
+def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:
     """Stop what is queued or running of a sweep, config or run; returns how many runs. `run` starts them again."""
     stopped = 0
-    for sweep, manifest, runs in matching(root, target):
+    for chosen in choose(root, target, where):
+        sweep = chosen.sweep
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             observer = Observer(sweep)
-            view = observer.look(manifest)
-            over = {(t.job, a.run_id) for t in observer.tries() for a in t.attempts if a.status in ENDED}
-            live = [j for j in observer.jobs() if j.name in view.live]
-            active = {r for j in live for r in j.runs & runs if (j.name, r) not in over}
-            stopped += len(active)
-            jobs = [j for j in live if j.runs & active]
-            whole = [j for j in jobs if j.runs <= runs]
-            for job in jobs:
+            ours = [(j, left) for j, left in _unfinished(observer, chosen.manifest) if left & chosen.runs]
+            # A job of which nothing else is left is stopped as a whole.
+            whole = [j for j, left in ours if left <= chosen.runs]
+            for job, left in ours:
+                stopped += len(left & chosen.runs)
                 with Appender(sweep.assignment(job.name)) as out:
                     if job in whole:
-                        out.append("stop", reason="cancelled by a person")
+                        out.append("stop", reason=CANCELLED_BY_A_PERSON)
                     else:
-                        for run_id in sorted(job.runs & active):
+                        for run_id in sorted(left & chosen.runs):
                             out.append("cancel", run_id=run_id)
                     out.sync()
             observer.launchers["slurm"].cancel([j.id for j in whole if j.launcher == "slurm" and j.id])
     return stopped
 
 
-def retry(root: Path, target: str) -> dict[str, int]:
-    """Forgive the failures of a sweep, config or run, so that the next `run` tries again; returns counts by sweep."""
-    marked = {}
-    for sweep, manifest, runs in matching(root, target):
+def _unfinished(observer: Observer, manifest: Manifest) -> list[tuple[SubmittedJob, set[str]]]:
+    """The jobs that may still do something, each with the runs that it has not ended."""
+    view = observer.look(manifest)
+    over = {(t.job, a.run_id) for t in observer.tries() for a in t.attempts if a.status in FINAL}
+    live = [j for j in observer.jobs() if j.name in view.live]
+    return [(j, {r for r in j.runs if (j.name, r) not in over}) for j in live]
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What a `retry` did to one sweep: failed runs forgiven, and why the sweep had stopped itself (None: it had not)."""
+
+    sweep: str
+    runs: int
+    halted: str | None
+
+
+def retry(root: Path, target: str, where: Sequence[str] = (), causes: Collection[str] = ()) -> list[Retried]:
+    """Forgive the failures of a sweep, config or run, so that the next `run` tries again.
+
+    With `causes`, only of runs whose last failure has one of them. A sweep that had stopped itself goes on.
+    """
+    for cause in causes:
+        if cause not in CAUSES:
+            raise UserError(f"--cause: {unknown('cause', cause, CAUSES)}")
+    done = []
+    for chosen in choose(root, target, where):
+        sweep = chosen.sweep
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             observer = Observer(sweep)
+            manifest = read_manifest(sweep)
             view = observer.look(manifest)
-            failures: dict[str, int] = {}
+            failures: dict[str, list[Attempt]] = {}
             for t in observer.tries():
                 for a in t.attempts:
-                    failures[a.run_id] = failures.get(a.run_id, 0) + (a.status is RunStatus.FAILED)
-            again = {r for r in view.unmeasured if failures.get(r, 0) > manifest.forgiven.get(r, 0)}
-            failed = [r for r in manifest.runs if r in runs and (view.states[r] is RunStatus.FAILED or r in again)]
+                    if a.status is RunStatus.FAILED:
+                        failures.setdefault(a.run_id, []).append(a)
+            forgiven = manifest.forgiven
+            # Evaluations that failed are failures of runs that are done.
+            again = {r for r in view.unmeasured if len(failures.get(r, ())) > forgiven.get(r, 0)}
+            failed = [r for r in manifest.runs if r in chosen.runs and (view.states[r] is RunStatus.FAILED or r in again)]
+            if causes:
+                failed = [r for r in failed if _last(failures[r]).cause in causes]
             now = time.time()
-            append_batch(sweep.manifest, [("retry", {"run_id": r, "forgiven": failures[r], "t": now}) for r in failed])
-            marked[sweep.sweep] = len(failed)
-    return marked
+            marks = [("retry", {"run_id": r, "forgiven": len(failures[r]), "t": now}) for r in failed]
+            append_batch(sweep.manifest, marks)
+            reason = halted(sweep)
+            sweep.halted.unlink(missing_ok=True)
+            done.append(Retried(sweep.sweep, len(failed), reason))
+    return done
 
 
-def exclude(root: Path, target: str, reason: str, undo: bool) -> dict[str, int]:
+def _last(failures: Sequence[Attempt]) -> Attempt:
+    return max(failures, key=lambda a: ((a.end or {}).get("t") or 0.0, a.job, a.try_, a.number))
+
+
+def exclude(root: Path, target: str, reason: str, undo: bool, where: Sequence[str] = ()) -> dict[str, int]:
     """Mark runs as not wanted (or, with `undo`, wanted again), with a reason; returns counts by sweep."""
     if not undo and not reason.strip():
         raise UserError("exclude needs a --reason: whoever reads the results will ask")
     marked = {}
-    for sweep, _, runs in matching(root, target):
+    for chosen in choose(root, target, where):
+        sweep = chosen.sweep
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             manifest = read_manifest(sweep)
-            chosen = [r for r in manifest.runs if r in runs and (r in manifest.excluded) == undo]
+            runs = [r for r in manifest.runs if r in chosen.runs and (r in manifest.excluded) == undo]
             kind, now = ("include" if undo else "exclude"), time.time()
-            append_batch(sweep.manifest, [(kind, {"run_id": r, "reason": reason, "t": now}) for r in chosen])
-            marked[sweep.sweep] = len(chosen)
+            append_batch(sweep.manifest, [(kind, {"run_id": r, "reason": reason, "t": now}) for r in runs])
+            marked[sweep.sweep] = len(runs)
     return marked

@@ -18,6 +18,7 @@ from launchers.causes import HOST_MEMORY
 from launchers.halting import halted
 from launchers.slurm import SlurmLauncher
 from launchers.snapshot import take
+from sweeps.budget import affordable
 from sweeps.manifest import Manifest
 from sweeps.observe import Observer
 from sweeps.plan import todo_of
@@ -31,7 +32,7 @@ FRUITLESS_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did: `jobs` handed out, the runs in them, and the runs that had to wait for room (`left`)."""
+    """What one round did: `jobs` handed out, the runs in them, and how many had to wait (`left`)."""
 
     view: View
     jobs: tuple[str, ...]
@@ -51,7 +52,8 @@ def play_round(
     without: Collection[str] = (),
     revive: bool = True,
 ) -> Round:
-    """One round; the caller holds the sweep's lock. Raises `Fault` where the sweep was stopped or the scheduler refuses.
+    """One round; the caller holds the sweep's lock. Raises `Fault` where the sweep was stopped, its budget is used
+    up or the scheduler refuses.
 
     `without`: runs to leave alone. `revive`: hand out again what a person cancelled.
     """
@@ -63,9 +65,12 @@ def play_round(
         todo = [(r, need) for r, need in todo if view.states[r] is not RunStatus.CANCELLED]
     if not todo:
         return Round(view, (), frozenset(), 0)
-    wanted = {manifest.runs[r].config_id: manifest.configs[manifest.runs[r].config_id] for r, _ in todo}
-    seconds = {c: s.middle for c, s in expected_seconds(sweep, wanted, spec, launcher.name).items()}
-    jobs = pack(manifest, todo, spec, launcher.name, seconds, more_memory(view, observer.tries()))
+    expected = expected_seconds(sweep, manifest.configs, spec, launcher.name)
+    fitting = affordable(spec, launcher.name, sweep, manifest, view, observer.tries(), todo, expected)
+    if not fitting:
+        return Round(view, (), frozenset(), len(todo))
+    seconds = {c: s.middle for c, s in expected.items()}
+    jobs = pack(manifest, fitting, spec, launcher.name, seconds, more_memory(view, observer.tries()))
     if launcher.name == "local":
         jobs = jobs[:1]  # a job takes the whole machine: those of other resource rules follow when it is done
     names = submit(

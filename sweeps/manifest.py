@@ -16,6 +16,7 @@ from sweeps.expand import Config, EvaluationSteps, Expansion
 
 LEFT_THE_SPEC = "no longer in the spec"
 """Reason of the exclusion marks that an edited spec makes, and that it takes back when the run returns."""
+BACK_IN_THE_SPEC = "back in the spec"
 
 
 @dataclass
@@ -110,7 +111,7 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
                 batch.append(("exclude", {"run_id": run.run_id, "reason": LEFT_THE_SPEC, "t": now}))
         for run_id, reason in before.excluded.items():
             if reason == LEFT_THE_SPEC and run_id in asked:
-                batch.append(("include", {"run_id": run_id, "reason": "back in the spec", "t": now}))
+                batch.append(("include", {"run_id": run_id, "reason": BACK_IN_THE_SPEC, "t": now}))
     return batch
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from analysis.tables import text_table
 from em_core.journal import RunStatus, SweepDir
 from sweeps import price
+from sweeps.budget import budget_of, expected_hours
 from sweeps.codes import CodeRuns, done_under
 from sweeps.expand import Config, Expansion
 from sweeps.manifest import Manifest, additions, read_manifest
@@ -26,7 +27,11 @@ HEAD = 12
 
 @dataclass(frozen=True)
 class Plan:
-    """Every figure of `emsweep plan`. `device_hours` is (low, middle, high), None where nothing is known yet."""
+    """Every figure of `emsweep plan`.
+
+    `device_hours` is (low, middle, high) and `minutes` the expected wall time with all workers busy; None where nothing is
+    known yet. `budget` has `max`, `used`, `promised` and `left` (device-hours), None where the spec sets none.
+    """
 
     sweep: str
     launcher: str
@@ -52,6 +57,8 @@ class Plan:
     files: int
     bytes: int
     device_hours: tuple[float, float, float] | None
+    minutes: float | None
+    budget: dict[str, float | None] | None
     measured_runs: int
     memory_gib: dict[str, dict[str, float] | None]
     fields: list[str]
@@ -59,11 +66,6 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @property
-    def minutes(self) -> float | None:
-        """Expected wall time with all workers busy (minutes)."""
-        return self.device_hours[1] * 60 / max(1, self.workers) if self.device_hours else None
 
 
 def preview(spec: Spec, expansion: Expansion, sweep: SweepDir) -> Manifest:
@@ -78,7 +80,8 @@ def spec_fields(spec: Spec) -> dict[str, Any]:
     """What the manifest remembers of the spec itself."""
     overrides = [f"{k}={v}" for k, v in sorted(spec.overrides.items())]
     path = str(spec.document.path.resolve())
-    return {"spec": spec.document.text, "spec_path": path, "overrides": overrides, "sets": list(spec.sets)}
+    said = {"spec": spec.document.text, "spec_path": path, "overrides": overrides}
+    return {**said, "sets": list(spec.sets), "keep": spec.keep}
 
 
 def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
@@ -98,6 +101,9 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     todo = todo_of(view, retrain)
     jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
     memory = price.memory(expansion.configs, spec)
+    workers = _workers(jobs, spec, launcher)
+    trained = [r for r, need in todo if not need]
+    budget = budget_of(spec, launcher, sweep, manifest, view, observer.tries(), seconds)
     return Plan(
         sweep=expansion.sweep,
         launcher=launcher,
@@ -119,10 +125,12 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         unmeasured=len(view.unmeasured),
         jobs=len(jobs),
         runs_per_job=max((len(j.runs) for j in jobs), default=0),
-        workers=_workers(jobs, spec, launcher),
+        workers=workers,
         files=_files(jobs, launcher),
         bytes=_bytes(manifest, todo),
-        device_hours=_hours(todo, seconds),
+        device_hours=_hours(trained, manifest, spec, launcher, seconds),
+        minutes=_minutes(trained, seconds, workers),
+        budget=budget.as_json() if budget else None,
         measured_runs=max((s.runs for s in seconds.values()), default=0),
         memory_gib=memory,
         fields=price.varied_fields(expansion.configs),
@@ -153,13 +161,23 @@ def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
     return total
 
 
-def _hours(todo: Sequence[tuple[str, Need]], seconds: Mapping[str, price.Seconds]) -> tuple[float, float, float] | None:
-    """Device-hours of what is to be trained, from measured runs; None where some config has no history."""
-    found = [seconds.get(run_id.rsplit("-s", 1)[0]) for run_id, need in todo if not need]
-    known = [s for s in found if s is not None]
-    if len(known) < len(found):
+def _hours(
+    trained: Sequence[str], manifest: Manifest, spec: Spec, launcher: str, seconds: Mapping[str, price.Seconds]
+) -> tuple[float, float, float] | None:
+    """Device-hours of these runs, (low, middle, high); None where some config has no history."""
+    middle = expected_hours(trained, manifest, spec, launcher, seconds)
+    if len(middle) < len(trained):
         return None
-    return (sum(s.low for s in known) / 3600, sum(s.middle for s in known) / 3600, sum(s.high for s in known) / 3600)
+    spread = {c: (s.low / s.middle, s.high / s.middle) if s.middle else (1.0, 1.0) for c, s in seconds.items()}
+    around = [(h * low, h, h * high) for r, h in middle.items() for low, high in [spread[manifest.runs[r].config_id]]]
+    low, expected, high = (sum(column) for column in zip(*around, strict=True)) if around else (0.0, 0.0, 0.0)
+    return low, expected, high
+
+
+def _minutes(trained: Sequence[str], seconds: Mapping[str, price.Seconds], workers: int) -> float | None:
+    """Wall time with all workers busy (minutes)."""
+    known = [s.middle for s in (seconds.get(r.rsplit("-s", 1)[0]) for r in trained) if s is not None]
+    return sum(known) / 60 / max(1, workers) if len(known) == len(trained) else None
 
 
 def _head(expansion: Expansion) -> list[dict[str, Any]]:
@@ -202,6 +220,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     jobs = f"{plan.jobs:,} job{'s' * (plan.jobs != 1)} of up to {plan.runs_per_job:,} runs"
     console.print(f"  train {plan.to_train:,} runs{evaluate} ({plan.launcher}): {jobs}", soft_wrap=True)
     console.print(f"  writes about {plan.files:,} files, {plan.bytes / 1e6:,.1f} MB; {hours_text(plan)}", soft_wrap=True)
+    if plan.budget:
+        console.print(f"  {_budget_text(plan.budget)}", soft_wrap=True)
     for model, parts in plan.memory_gib.items():
         if parts is None:
             console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True, markup=False)
@@ -215,6 +235,12 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(line, soft_wrap=True, markup=False)
     if plan.configs > len(plan.head):
         console.print(f"... and {plan.configs - len(plan.head):,} more configs (--json has every figure)", soft_wrap=True)
+
+
+def _budget_text(budget: Mapping[str, float | None]) -> str:
+    promised = budget["promised"]
+    under_way = "" if promised == 0 else f", {'unknown' if promised is None else f'{promised:.2g}'} under way"
+    return f"budget: {budget['used']:.3g} of {budget['max']:.3g} device-hours used{under_way}, {budget['left']:.3g} left"
 
 
 def _memory(gib: float) -> str:

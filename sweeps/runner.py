@@ -90,7 +90,7 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     if not done.jobs and not done.left:
         console.print("Nothing to submit.")
         return
-    later = f" {done.left:,} runs wait for room in the queue and follow later." if done.left else ""
+    later = f" {done.left:,} runs wait for room in the queue or the budget, and follow later." if done.left else ""
     console.print(
         f"{len(done.jobs):,} jobs submitted.{later} `emsweep status {sweep.sweep} --watch` follows them.", soft_wrap=True
     )

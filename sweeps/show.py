@@ -1,65 +1,16 @@
-"""`status`, `show` and `logs`: read from the journals, so they are as fresh as the runs themselves."""
+"""`show`: one run, read from the journals, so it is as fresh as the run itself."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from analysis.tables import text_table
-from em_core.errors import UserError
-from em_core.journal import Attempt, Record, RunStatus, SweepDir, decode, read_lines
-from sweeps.manifest import find_run, find_sweep, read_manifest
+from em_core.journal import Attempt, Record, SweepDir, decode, read_lines
+from sweeps.manifest import find_run, read_manifest
 from sweeps.observe import Observer
-from sweeps.reconcile import View
-
-ORDER = (
-    RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.RUNNING, RunStatus.QUEUED, RunStatus.NEW, RunStatus.FAILED,
-    RunStatus.INTERRUPTED, RunStatus.CANCELLED, RunStatus.EXCLUDED,
-)  # fmt: skip
-
-
-def status_table(root: Path, names: list[str]) -> Table:
-    """One row per sweep: how many runs stand where."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("sweep", no_wrap=True)
-    views = [(name, Observer(find_sweep(root, name)).look()) for name in names]
-    columns = [s for s in ORDER if any(v.count(s) for _, v in views)] or [RunStatus.NEW]
-    table.add_column("runs", justify="right")
-    for s in columns:
-        table.add_column(str(s), justify="right")
-    table.add_column("live jobs", justify="right")
-    for name, view in views:
-        table.add_row(name, f"{len(view.states):,}", *(f"{view.count(s):,}" for s in columns), str(len(view.live)))
-    return table
-
-
-def status_record(sweep: SweepDir) -> dict[str, Any]:
-    """The same as data."""
-    view = Observer(sweep).look()
-    return {"sweep": sweep.sweep, "runs": len(view.states), **{str(s): view.count(s) for s in ORDER}, "live_jobs": len(view.live)}
-
-
-def failures(sweep: SweepDir, view: View, most: int = 5) -> list[str]:
-    """`run: message` of the newest failed runs."""
-    failed = [a for t in Observer(sweep).tries() for a in t.attempts if a.status is RunStatus.FAILED and a.end]
-    shown = [a for a in failed if view.states.get(a.run_id) is RunStatus.FAILED][-most:]
-    return [f"{a.run_id}: {a.end['message']}" for a in shown if a.end]
-
-
-def watch_status(root: Path, names: list[str], console: Console) -> None:
-    """Print the table until nothing is alive; Ctrl-C leaves the sweep alone."""
-    from rich.live import Live
-
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(status_table(root, names), refresh=True)
-            if not any(Observer(find_sweep(root, n)).look().live for n in names):
-                return
-            time.sleep(5)
 
 
 def run_record(root: Path, run_id: str) -> dict[str, Any]:
@@ -132,40 +83,3 @@ def print_run(record: dict[str, Any], console: Console) -> None:
     for rows in (record["evals"], record["metrics"]):
         for line in text_table(rows):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def log_files(root: Path, target: str) -> list[Path]:
-    """Log files of a sweep's newest jobs, or of the jobs that tried a run. Raises `UserError` when there are none."""
-    if (root / target / "manifest.jsonl").is_file():
-        sweep = find_sweep(root, target)
-        paths = sorted(sweep.logs.rglob("*.log")) + sorted(sweep.logs.rglob("*.err"))
-    else:
-        paths = []
-        for sweep in find_run(root, target):
-            for t in Observer(sweep).tries():
-                for a in t.attempts:
-                    if a.run_id == target:
-                        paths.append(sweep.worker_log(a.job, int(a.start.get("slot", 0))))
-    found = [p for p in dict.fromkeys(paths) if p.is_file() and p.stat().st_size]
-    if not found:
-        raise UserError(f"nothing was logged for {target} (workers write only warnings and errors)")
-    return found
-
-
-def print_logs(paths: list[Path], lines: int, follow: bool, console: Console) -> None:
-    """The tail of each file; with `follow`, what is appended until Ctrl-C."""
-    sizes: dict[Path, int] = {}
-    for path in paths:
-        text = path.read_text(errors="replace")
-        sizes[path] = path.stat().st_size
-        console.rule(path.name, align="left")
-        console.print("\n".join(text.splitlines()[-lines:]), markup=False, highlight=False)
-    while follow:
-        time.sleep(0.5)
-        for path in paths:
-            size = path.stat().st_size
-            if size > sizes[path]:
-                with open(path, "rb") as f:
-                    f.seek(sizes[path])
-                    console.print(f.read().decode(errors="replace"), end="", markup=False, highlight=False)
-                sizes[path] = size

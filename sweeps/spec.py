@@ -24,6 +24,8 @@ from sweeps.retries import Retries
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
+KEEP = "none|last|all|best:[1-9][0-9]*"
+"""What `keep` may be, as a regular expression."""
 LONGEST_NAME = 160
 """Characters of a sweep's name: it is a folder, and part of the names of jobs and pages."""
 Steps = list[Annotated[int, Field(ge=0)] | Literal["last"]]
@@ -111,9 +113,12 @@ class Spec(Strict):
     )
     execution: Execution = Field(Execution(), description="How runs are carried out; part of no id.")
     retries: Retries = Field(Retries(), description="How often bad luck is met with another try, and when the sweep stops.")
-    keep: str = Field(
-        "none", pattern=r"^(none|last|all|best:[1-9][0-9]*)$", description="Checkpoints that stay: none, last, best:K, all."
+    max_device_hours: float | None = Field(
+        None,
+        gt=0,
+        description="Budget: what the sweep's attempts may use together (device-hours; none: no limit).",
     )
+    keep: str = Field("none", pattern=f"^({KEEP})$", description="Checkpoints that stay: none, last, best:K, all.")
 
     _document: Document = PrivateAttr()
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -284,6 +289,8 @@ def check_rule(rule: Mapping[str, Any], path: Path_, arms: Iterable[str] | None 
                 check_field(name, value, (*path, name))
 
 
+UNNAMED = ("keep", "max_device_hours")
+"""Keys that `--set` may change without making another sweep of it."""
 FORMS = {
     "name": "is not a name: letters, digits, `_`, `.`, `-`; never a path",
     "keep": "must be none, last, all or best:K with K of at least 1",
@@ -339,7 +346,7 @@ def _unknown_key(model: type[BaseModel], path: Path_) -> str:
 
 
 def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """`--set`: a training field or `seeds` becomes part of the name; execution, resources and keep do not."""
+    """`--set`: a training field or `seeds` becomes part of the name; execution, resources, keep and the budget do not."""
     if key in TrainingConfig.model_fields:
         try:
             overrides[key] = value if key == "prompt" else check_field(key, value, ())
@@ -347,7 +354,7 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
             raise UserError(f"--set {key}: {mistake.message}") from None
     elif key == "seeds":
         overrides[key] = data[key] = value
-    elif key == "keep":
+    elif key in UNNAMED:
         data[key] = value
     elif key.split(".")[0] in ("execution", "resources", "retries") and "." in key:
         section, name = key.split(".", 1)
@@ -355,7 +362,7 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
             raise UserError(f"--set {key}: this spec's `{section}` is no mapping; edit the spec")
         data[section] = {**data.get(section, {}), name: value}
     else:
-        known = [*TrainingConfig.model_fields, "seeds", "keep", *(f"execution.{f}" for f in Execution.model_fields)]
+        known = [*TrainingConfig.model_fields, "seeds", *UNNAMED, *(f"execution.{f}" for f in Execution.model_fields)]
         known += [f"retries.{f}" for f in Retries.model_fields]
         raise UserError(f"--set {key}: {unknown('field', key, [*known, *(f'resources.{f}' for f in Resources.model_fields)])}")
 

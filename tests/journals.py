@@ -59,7 +59,9 @@ class Sweep:
         append_batch(self.dir.manifest, self._wanted(arm))
 
     def _wanted(self, arm: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield "sweep", {"sweep": self.name, "t": T0, "spec": f"name: {self.name}\n", "spec_path": "x.yaml", "overrides": []}
+        measured = [[e.eval_id(), list(self.steps)] for e in self.evaluations]
+        about = {"sweep": self.name, "t": T0, "spec": f"name: {self.name}\n", "spec_path": "x.yaml", "overrides": []}
+        yield "sweep", {**about, "evaluations": measured}
         for e in self.evaluations:
             yield "evaluation", {"eval_id": e.eval_id(), "evaluation": e.model_dump(), "steps": list(self.steps)}
         for cid, runs in itertools.groupby(self.runs, lambda r: r.config_id):
@@ -115,7 +117,8 @@ class Journal:
 
     def start(self, run: Run, attempt: int = 0, mode: str = "train") -> None:
         about = {"run_id": run.run_id, "attempt": attempt, "config_id": run.config_id, "seed": run.seed, "mode": mode}
-        self.write("run_start", **about, slot=0, t=T0 + 1, device="cpu", dtype="float32", threads=1)
+        measures = [[e.eval_id(), list(self.sweep.steps)] for e in self.sweep.evaluations]
+        self.write("run_start", **about, slot=0, t=T0 + 1, device="cpu", dtype="float32", threads=1, measures=measures)
 
     def metrics(self, run: Run, steps: Sequence[int], attempt: int = 0, nan_from: int | None = None) -> None:
         rng = np.random.default_rng([run.seed, len(steps)])

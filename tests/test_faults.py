@@ -166,7 +166,7 @@ def test_cancel_a_run_and_a_sweep_and_go_on(folder: Path, emsweep: Emsweep) -> N
         time.sleep(0.1)
     assert look(folder).count(RunStatus.CANCELLED) == 2
     assert process.poll() is None
-    emsweep("cancel", "plant", check=0)
+    emsweep("cancel", "plant", "-y", check=0)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "cancelled by a person" in said

@@ -107,7 +107,7 @@ def test_cancel_ends_the_jobs_on_slurm(folder: Path, slurm: SlurmCluster, emswee
     env = {**slurm.env(), STEP_SECONDS: "5"}
     emsweep("submit", "plant.yaml", env=env, check=0)
     time.sleep(3)
-    emsweep("cancel", "plant", env=env, check=0)
+    emsweep("cancel", "plant", "-y", env=env, check=0)
     deadline = time.monotonic() + 60
     while slurm.run("squeue", "--noheader"):
         assert time.monotonic() < deadline
@@ -187,7 +187,7 @@ def test_cancel_from_another_terminal_ends_a_watching_run(folder: Path, slurm: S
     env = {**slurm.env(), STEP_SECONDS: "5"}
     watching = start(folder, "slurm", env)
     time.sleep(6)
-    emsweep("cancel", "plant", env=env, check=0)
+    emsweep("cancel", "plant", "-y", env=env, check=0)
     said, _ = watching.communicate(timeout=90)
     assert watching.returncode == 1
     assert "cancelled by a person" in said
