@@ -61,7 +61,7 @@ def _work(request: RunRequest, execution: Execution, trainers: dict[str, Any], p
 
     end: dict[str, Any] = {"cause": "", "message": "", "traceback": "", "steps": 0, "figures": {}}
     try:
-        trainer = _trainer("noop" if request.config.method == "noop" else "train", execution, trainers)
+        trainer = _trainer(request.config.method, execution, trainers)
         emit(
             "run_start",
             config_id=request.config_id,
@@ -91,13 +91,18 @@ def _work(request: RunRequest, execution: Execution, trainers: dict[str, Any], p
     emit("run_end", t=now, seconds=now - started, **end)
 
 
-def _trainer(which: str, execution: Execution, trainers: dict[str, Any]) -> Any:
-    """The trainer, made once: it keeps the base weights between runs. `noop` must not pay for importing torch."""
+def _trainer(method: str, execution: Execution, trainers: dict[str, Any]) -> Any:
+    """The trainer, made once: it keeps the base weights between runs. Who needs no torch must not pay for importing it."""
+    which = method if method in ("noop", "external") else "train"
     if which not in trainers:
         if which == "noop":
             from em_core.noop import Noop
 
             trainers[which] = Noop(execution)
+        elif which == "external":
+            from em_core.external import External
+
+            trainers[which] = External(execution)
         else:
             from em_core.trainer import Trainer
 

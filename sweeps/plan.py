@@ -175,7 +175,8 @@ def _arm(arm: str | None) -> dict[str, str]:
 
 
 def _shown(config: Config, fields: Sequence[str]) -> dict[str, Any]:
-    return {f: config.prompt_name if f == "prompt" else getattr(config.training, f) for f in fields}
+    point = {**config.training.flat(), "prompt": config.prompt_name}
+    return {f: point.get(f) for f in fields}
 
 
 def print_plan(plan: Plan, console: Console) -> None:
