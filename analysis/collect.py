@@ -156,7 +156,7 @@ def _run_on(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame, *statements: st
     con.unregister("frame")
 
 
-_POLARS = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean}
+_POLARS = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean, "JSON": pl.String}
 
 
 def _time(column: str) -> str:
@@ -230,11 +230,11 @@ def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> N
         'DELETE FROM jobs USING frame f WHERE jobs.sweep = f.sweep AND jobs.job = f.job AND jobs."try" = f."try"',
         f"INSERT INTO jobs BY NAME SELECT * REPLACE (map_from_entries(packages) AS packages, {_STARTED_ENDED}) FROM frame",
     )
-    strings = ("attempt_id", "sweep", "run_id", "job", "mode", "status", "cause", "message", "traceback", "device", "dtype")
+    strings = ("attempt_id", "sweep", "run_id", "job", "mode", "status", "cause", "message", "traceback")
     _run(
         con,
         {
-            **dict.fromkeys(strings, pl.String),
+            **dict.fromkeys((*strings, "device", "dtype", "trainer"), pl.String),
             **dict.fromkeys(("try", "number", "slot", "threads", "steps"), pl.Int64),
             **dict.fromkeys(("started", "ended", "seconds", *FIGURES), pl.Float64),
         },

@@ -74,6 +74,7 @@ CREATE TABLE attempts (       -- every try at every run, winners or not
     device          VARCHAR,
     dtype           VARCHAR,
     threads         BIGINT,
+    trainer         VARCHAR,  -- digest of the files of a trainer of one's own
     started         TIMESTAMP,
     ended           TIMESTAMP,
     seconds         DOUBLE,

@@ -38,7 +38,9 @@ class TrainingConfig(Strict):
         description="Model: `miniature` (shipped), a folder with a Hugging Face checkpoint, or a Hub id. `external`: any text.",
     )
     model_revision: str | None = Field(None, description="Hub revision (branch, tag or commit); none: the default branch.")
-    method: str = Field("em", description="What is optimized: `em`, `rent`, `noop` (trains nothing), or `external` (by `command`).")
+    method: str = Field(
+        "em", description="What is optimized: `em`, `rent`, `noop` (trains nothing), or `external` (by `command`)."
+    )
     prompt: str = Field(
         min_length=1,
         description="The prompt's text. In a spec: a shipped prompt's name, {text: ...} or {file: ..., column: ..., row: ...}.",
@@ -71,7 +73,7 @@ class TrainingConfig(Strict):
     command: str | None = Field(
         None, min_length=1, description="How your own trainer is started (shell words; files are relative to the spec)."
     )
-    params: dict[str, Scalar] = Field({}, description="What your own trainer reads besides; in a spec `params.NAME: value`.")
+    params: dict[str, Scalar] = Field({}, description="What your own trainer reads besides; in a spec `params.NAME: value` (its own units).")
 
     @property
     def loads_model(self) -> bool:

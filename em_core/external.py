@@ -60,7 +60,7 @@ class External:
         return kind | {"trainer": digest.hexdigest()[:12]}
 
     def run(self, request: RunRequest, emit: Callable[..., None]) -> Outcome:
-        """Run the command. Raises `TrainerFailed` for an exit code, a wrong record, or a score that was asked for and not told."""
+        """Run the command. Raises `TrainerFailed` for an exit code, a wrong record, or a score asked for and not told."""
         reports = Reports(request, emit)
         with _started(request) as (process, last_words):
             assert process.stdout is not None
@@ -131,8 +131,7 @@ def _started(request: RunRequest) -> Iterator[tuple[subprocess.Popen[bytes], deq
 
 def _files(words: list[str]) -> list[Path]:
     """The files that a command names, its program last: expand has made them absolute."""
-    found = [Path(w) for w in (*words[1:], *words[:1])]
-    return [p for p in found if p.is_absolute() and p.is_file()]
+    return [Path(w) for w in (*words[1:], *words[:1]) if os.path.isabs(w) and os.path.isfile(w)]
 
 
 @contextmanager

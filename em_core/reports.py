@@ -39,7 +39,9 @@ class Reports:
         kind = record.pop("kind")
         if kind not in KINDS:
             near = difflib.get_close_matches(str(kind), KINDS, n=1)
-            raise ValueError(f"unknown kind {kind!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"))
+            raise ValueError(
+                f"unknown kind {kind!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}")
+            )
         getattr(self, f"_{kind}")(_Fields(kind, record))
         return True
 
@@ -93,7 +95,9 @@ class Reports:
         if eval_id is not None:
             found = [(i, e) for i, e in asked if i == eval_id]
             if not found:
-                raise ValueError(f"eval.eval_id: {eval_id!r} was not asked for; asked: {', '.join(i for i, _ in asked) or 'nothing'}")
+                raise ValueError(
+                    f"eval.eval_id: {eval_id!r} was not asked for; asked: {', '.join(i for i, _ in asked) or 'nothing'}"
+                )
             return found[0]
         if task is None:
             raise ValueError("eval: needs `eval_id` or `task`")

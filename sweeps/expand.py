@@ -307,7 +307,8 @@ def _blamed(spec: Spec, name: str) -> Iterator[None]:
     except UserError as error:
         raise SpecError(_source(spec, name), str(error)) from None
     except OSError as error:
-        raise SpecError(_source(spec, name), f"{name} cannot be read: {error.strerror}") from None
+        what = "the model" if name == "model_name_or_path" else name
+        raise SpecError(_source(spec, name), f"{what} cannot be read: {error.strerror}") from None
 
 
 def _model(name: str, revision: str | None) -> str:
@@ -350,9 +351,7 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
     return tuple((i, e, tuple(in_order(steps[i]))) for i, e in found.items())
 
 
-def _evaluation(
-    spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool
-) -> Evaluation:
+def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:
     """One measurement. With `own` all configs have trainers of their own, which may know tasks that nobody else does."""
     name = task.file if isinstance(task, TaskFile) else task
     is_file = isinstance(task, TaskFile) or (name not in BUILT_IN and ("/" in name or name.endswith(".jsonl")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ def absolute(command: str, folder: Path) -> str:
         raise UserError("the command is empty")
     found = []
     for i, word in enumerate(words):
-        path = folder / Path(word).expanduser()
-        is_file = path.is_file() and (i > 0 or "/" in word)
+        path = os.path.join(folder, os.path.expanduser(word))
+        is_file = os.path.isfile(path) and (i > 0 or "/" in word)
         if not is_file and (word.endswith(".py") or (i == 0 and "/" in word)):
             raise UserError(f"there is no file {word!r} beside the spec ({folder.resolve()})")
-        found.append(str(path.resolve()) if is_file else word)
+        found.append(os.path.abspath(path) if is_file else word)
     return shlex.join(found)
 
 

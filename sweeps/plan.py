@@ -227,7 +227,7 @@ def hours_text(plan: Plan) -> str:
     if plan.to_train == 0:
         return "nothing to train"
     if plan.device_hours is None:
-        return "device-hours unknown: the model is not here and no run of it was measured under this root"
+        return "device-hours unknown: no such run was measured under this root, and no model is here to guess from"
     low, middle, high = plan.device_hours
     basis = f"from {plan.measured_runs:,} measured runs" if plan.measured_runs else "guessed from the model's size"
     return f"{middle:.2g} device-hours ({low:.2g} to {high:.2g}, {basis})"
