@@ -161,7 +161,7 @@ def _run_on(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame, *statements: st
     con.unregister("frame")
 
 
-_POLARS = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean}
+_POLARS = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean, "JSON": pl.String}
 
 
 def _time(column: str) -> str:
@@ -253,7 +253,7 @@ def _store_states(con: duckdb.DuckDBPyConnection, journals: list[_Journal]) -> N
         f"INSERT INTO jobs BY NAME SELECT * REPLACE (map_from_entries(packages) AS packages, {_STARTED_ENDED}) FROM frame",
     )
     names = ("attempt_id", "sweep", "run_id", "job")
-    strings = (*names, "mode", "status", "cause", "message", "traceback", "device", "dtype", "resumed_device")
+    strings = (*names, "mode", "status", "cause", "message", "traceback", "device", "dtype", "resumed_device", "trainer")
     _run(
         con,
         {

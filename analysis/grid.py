@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from analysis.queries import Frames, load, sql
+from analysis.queries import PARAM_COLUMN, Frames, load, sql
 from analysis.stats import Floats, seed_means
 from em_core.config import TrainingConfig
 
@@ -98,6 +98,9 @@ def read_grid(db: Path, sweep: str) -> Grid:
     evaluations = about["evaluations"] or []
     measured = set(scores["eval_id"])
     evaluation: dict[str, Any] = next((e for e in evaluations if e["eval_id"] in measured), {})
+    if measured and not evaluation:  # a trainer of one's own told scores that no spec asks for
+        first = scores.sort("task", "eval_id").row(0, named=True)
+        evaluation = {"eval_id": first["eval_id"], "task": first["task"], "temperature": 0.0, "num_samples": first["num_samples"]}
     configs, varied = _configs(frames)
     number = {c: i for i, c in enumerate(configs["config_id"])}
     scores = (
@@ -113,7 +116,8 @@ def read_grid(db: Path, sweep: str) -> Grid:
 def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
     runs = frames.runs.filter(~pl.col("excluded"))
     arms = pl.col("arm").drop_nulls().unique().sort().str.join(" + ").alias("arm")
-    fields = [f.replace(".", "_") for f in TrainingConfig.model_fields]
+    fields = [f.replace(".", "_") for f in TrainingConfig.model_fields if f != "params"]
+    fields += [c for c in runs.columns if c.startswith(PARAM_COLUMN)]
     described = runs.group_by("config_id", maintain_order=True).agg(
         arms, *(pl.col(f).first() for f in ("model", "prompt_name", *fields))
     )
@@ -125,7 +129,7 @@ def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
     varied = [f for f in ("arm", *fields, "model") if described[f].n_unique() > 1]
     if "prompt" in varied and described["prompt_name"].n_unique() == described["prompt"].n_unique():
         varied[varied.index("prompt")] = "prompt_name"
-    if "model" in varied and "model_name_or_path" in varied:
+    if "model" in varied and {"model_name_or_path", "command"} & set(varied):
         varied.remove("model")
     configs = described.select("config_id", *varied).join(states, on="config_id", maintain_order="left")
     return configs.sort(varied or ["config_id"], nulls_last=True), tuple(varied)

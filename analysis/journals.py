@@ -75,6 +75,7 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
 
 def _config_row(r: Record) -> Row:
     fields = _fields(TrainingConfig, r["training"])
+    fields["params"] = json.dumps(fields["params"], ensure_ascii=False, allow_nan=False) if fields["params"] else None
     return {"config_id": r["config_id"], "model": r.get("model"), "prompt_name": r.get("prompt_name"), **fields}
 
 
@@ -154,7 +155,7 @@ def _attempt_row(sweep: str, job: str, try_: int, key: Key, start: Record, end: 
         "job": job,
         "try": try_,
         "number": key[1],
-        **{k: start.get(k) for k in ("slot", "device", "dtype", "threads", "resumed_step", "resumed_device")},
+        **{k: start.get(k) for k in ("slot", "device", "dtype", "threads", "resumed_step", "resumed_device", "trainer")},
         "mode": start.get("mode") or "train",
         **{k: said.get(k) for k in ("status", "cause", "message", "traceback", "steps")},
         "started": start.get("t") if start is not end else None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -76,9 +78,12 @@ def _require_sweep(con: duckdb.DuckDBPyConnection, sweep: str) -> None:
         raise UserError(f"the database holds no sweep {sweep!r}{guess}; it has: {', '.join(names) or 'none'}")
 
 
+PARAM_COLUMN = "params_"
+
+
 @dataclass(frozen=True)
 class Frames:
-    """One sweep as polars frames, each read when first asked for. Columns are those of docs/sql.md."""
+    """One sweep as polars frames, each read when first asked for. Columns are those of docs/sql.md, and `params_NAME`."""
 
     db: Path
     sweep: str
@@ -116,7 +121,27 @@ class Frames:
 
     def _read(self, query: str) -> pl.DataFrame:
         with connect(self.db) as con:
-            return _frame(con.sql(query, params={"sweep": self.sweep}))
+            return _with_params(_frame(con.sql(query, params={"sweep": self.sweep})))
+
+
+def _with_params(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with a column of its own, `params_NAME`, for each value in `params`: numbers where all are numbers."""
+    if "params" not in frame.columns:
+        return frame
+    texts = frame["params"].drop_nulls().unique()
+    points: dict[str, dict[str, Any]] = {text: json.loads(text) for text in texts}
+    columns = []
+    for name in dict.fromkeys(name for point in points.values() for name in point):
+        values = [point.get(name) for point in points.values()]
+        kinds = {type(v) for v in values if v is not None}
+        if kinds == {int, float}:
+            values = [None if v is None else float(v) for v in values]
+        elif len(kinds) > 1:
+            values = [None if v is None else str(v) for v in values]
+        told = pl.Series(values)
+        column = pl.col("params").replace_strict(pl.Series(list(points), dtype=pl.String), told, default=None)
+        columns.append(column.alias(PARAM_COLUMN + name.replace(".", "_")))
+    return frame.with_columns(columns)
 
 
 def load(sweep: str, db: Path | str = "results.duckdb") -> Frames:

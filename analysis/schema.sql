@@ -76,6 +76,7 @@ CREATE TABLE attempts (       -- every try at every run, winners or not
     threads         BIGINT,
     resumed_step    BIGINT,            -- the update it went on from; 0: from the start
     resumed_device  VARCHAR,           -- what computed the updates up to there; NULL: it started from the start
+    trainer         VARCHAR,           -- digest of the files of a trainer of one's own
     started         TIMESTAMP,
     ended           TIMESTAMP,
     seconds         DOUBLE,

@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Scalar = str | int | float | bool | None
 
+PARAMS = "params."
+"""How a spec begins the name of a field that only a trainer of one's own knows."""
+
 
 class Strict(BaseModel):
     """A frozen model that refuses unknown keys, wrong types and non-finite numbers."""
@@ -32,10 +35,12 @@ class TrainingConfig(Strict):
 
     model_name_or_path: str = Field(
         min_length=1,
-        description="Model: `miniature` (shipped), a folder with a Hugging Face checkpoint, or a Hub id.",
+        description="Model: `miniature` (shipped), a folder with a Hugging Face checkpoint, or a Hub id. `external`: any text.",
     )
     model_revision: str | None = Field(None, description="Hub revision (branch, tag or commit); none: the default branch.")
-    method: str = Field("em", description="What is optimized: `em`, `rent`, or `noop` (trains nothing).")
+    method: str = Field(
+        "em", description="What is optimized: `em`, `rent`, `noop` (trains nothing), or `external` (by `command`)."
+    )
     prompt: str = Field(
         min_length=1,
         description="The prompt's text. In a spec: a shipped prompt's name, {text: ...} or {file: ..., column: ..., row: ...}.",
@@ -65,6 +70,22 @@ class TrainingConfig(Strict):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by global L2 norm (0: off).")
     max_steps: int = Field(10, ge=0, description="Optimizer updates (count).")
     kl_coef: float = Field(0.0, ge=0, description="Weight of the KL divergence to the base model (nats).")
+    command: str | None = Field(
+        None, min_length=1, description="How your own trainer is started (shell words; files are relative to the spec)."
+    )
+    params: dict[str, Scalar] = Field(
+        {}, description="What your own trainer reads besides; in a spec `params.NAME: value` (its own units)."
+    )
+
+    @property
+    def loads_model(self) -> bool:
+        """True where a run loads `model_name_or_path`; a rehearsal and a trainer of one's own do not."""
+        return self.method not in ("noop", "external")
+
+    def flat(self) -> dict[str, Scalar]:
+        """Every field, each of `params` under the name it has in a spec: `params.NAME`."""
+        fields = self.model_dump()
+        return {k: v for k, v in fields.items() if k != "params"} | {f"{PARAMS}{k}": v for k, v in self.params.items()}
 
 
 class Evaluation(Strict):
@@ -146,6 +167,8 @@ class Method:
 
 
 _ALWAYS = {"model_name_or_path", "model_revision", "method"}
+_IN_THE_KEY = _ALWAYS | {"command"}
+"""Fields that an id holds in another form: the method with its version, the rest as the model's key."""
 _ROLLOUT = {
     "prompt", "chat_template", "dtype", "num_generations", "max_completion_length", "temperature", "top_p", "top_k",
     "repetition_penalty",
@@ -158,6 +181,7 @@ METHODS: dict[str, Method] = {
     "noop": Method(1, frozenset(TrainingConfig.model_fields)),
     "em": Method(1, frozenset(_ALWAYS | _ROLLOUT | _OPTIMIZER | {"loss_temperature"})),
     "rent": Method(1, frozenset(_ALWAYS | _ROLLOUT | _OPTIMIZER | {"kl_coef"})),
+    "external": Method(1, frozenset(TrainingConfig.model_fields)),
 }
 
 
@@ -168,18 +192,27 @@ def canonical(value: Scalar) -> Scalar:
     return value
 
 
+def _hashed(value: Scalar | Mapping[str, Scalar]) -> Any:
+    """A field as it is hashed. Of `params`, whose types nobody declares, 1.0 and 1 are the same."""
+    if isinstance(value, Mapping):
+        params = {k: canonical(v) for k, v in value.items()}
+        return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in params.items()}
+    return canonical(value)
+
+
 def config_id(config: TrainingConfig, model_key: str) -> str:
     """12 hex digits that name the experiment: the method, its version, the model and every non-default field it reads.
 
     `model_key` is what the model *is* (`hub:ID@REVISION` or `sha256:...` of its files), never its path, so that a
-    moved folder keeps its runs and another model under the same path does not inherit them.
+    moved folder keeps its runs and another model under the same path does not inherit them. Of a trainer of one's own
+    it is the command as the spec writes it (`em_core.models.external_key`).
     """
     method = METHODS[config.method]
     fields = TrainingConfig.model_fields
-    said: dict[str, Scalar] = {}
-    for name in sorted(method.reads - _ALWAYS):
-        value = canonical(getattr(config, name))
-        if value != canonical(fields[name].default):
+    said: dict[str, Any] = {}
+    for name in sorted(method.reads - _IN_THE_KEY):
+        value = _hashed(getattr(config, name))
+        if value != _hashed(fields[name].default):
             said[name] = value
     return _digest({"method": config.method, "version": method.version, "model": model_key, "training": said})
 

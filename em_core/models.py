@@ -66,6 +66,15 @@ def model_key(name: str, revision: str | None = None) -> str:
     return key
 
 
+def external_key(command: str, model: str | None, revision: str | None) -> str:
+    """What a trainer of one's own is: its command as the spec writes it, and the text it gets as model, if any.
+
+    Texts, not contents: what such a trainer loads is not known here, and editing its script keeps its runs.
+    """
+    said = f"external:{command}"
+    return said if model is None else f"{said} ({model}@{revision or 'default'})"
+
+
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emsweep"
 

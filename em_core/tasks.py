@@ -25,6 +25,9 @@ from em_core.grading import MATH_GRADER, SUMS_GRADER, grade_math, grade_sum, las
 BUILT_IN = {"two_step_sums": 1}
 """Name -> version. A version is bumped when its questions, golds or grading change."""
 
+EXTERNAL = "external:"
+"""Begins the key of a task that only a trainer of one's own knows."""
+
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 """System turn of the template `qwen25-math-cot`; the user turn is the question."""
 
@@ -59,7 +62,12 @@ def task_key(name_or_path: str) -> str:
 
 
 def load_task(evaluation: Evaluation) -> Task:
-    """The task an evaluation names, cut to its `limit`. Raises `UserError` where it cannot be read."""
+    """The task an evaluation names, cut to its `limit`. Raises `UserError` where it cannot be read.
+
+    A task that only a trainer of one's own knows has no questions here.
+    """
+    if evaluation.task_key.startswith(EXTERNAL):
+        return Task(evaluation.task, (), (), lambda gold, completion: False, "external", None, (), 1)
     if evaluation.task in BUILT_IN:
         task = two_step_sums()
     else:

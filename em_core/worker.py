@@ -68,7 +68,7 @@ def _work(request: RunRequest, execution: Execution, trainers: dict[str, Any], p
     trainer = None
     end: dict[str, Any] = {"cause": "", "message": "", "traceback": "", "steps": 0, "figures": {}}
     try:
-        trainer = _trainer("noop" if request.config.method == "noop" else "train", execution, trainers)
+        trainer = _trainer(request.config.method, execution, trainers)
         state = trainer.find_state(request)
         emit(
             "run_start",
@@ -114,13 +114,18 @@ def cause_of(error: Exception) -> str:
     return "exception"
 
 
-def _trainer(which: str, execution: Execution, trainers: dict[str, Any]) -> Any:
-    """The trainer, made once: it keeps the base weights between runs. `noop` must not pay for importing torch."""
+def _trainer(method: str, execution: Execution, trainers: dict[str, Any]) -> Any:
+    """The trainer, made once: it keeps the base weights between runs. Who needs no torch must not pay for importing it."""
+    which = method if method in ("noop", "external") else "train"
     if which not in trainers:
         if which == "noop":
             from em_core.noop import Noop
 
             trainers[which] = Noop(execution)
+        elif which == "external":
+            from em_core.external import External
+
+            trainers[which] = External(execution)
         else:
             from em_core.trainer import Trainer
 

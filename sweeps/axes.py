@@ -8,7 +8,7 @@ from typing import Any
 
 from em_core.config import Scalar, TrainingConfig, canonical
 from sweeps.complaints import said_as, unknown
-from sweeps.spec import Random, check_field
+from sweeps.spec import Random, check_field, is_field
 from sweeps.yamlfile import Path_, SpecError
 
 MAX_RUNS = 2_000_000
@@ -18,7 +18,7 @@ SPACINGS = ("geomspace", "linspace", "range")
 
 def values_of(name: str, raw: Any, path: Path_) -> list[Any]:
     """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
-    if name not in TrainingConfig.model_fields:
+    if not is_field(name):
         check_field(name, None, path)
     if isinstance(raw, dict) and len(raw) == 1:
         raw = _spaced(name, raw, path)
@@ -74,7 +74,10 @@ def _spaced(name: str, raw: dict[str, Any], path: Path_) -> list[Scalar]:
         if by > 1:
             values[-1] = last
     rounded = [float(f"{v:.12g}") for v in values]
-    whole = TrainingConfig.model_fields[name].annotation is int
+    if name in TrainingConfig.model_fields:
+        whole = TrainingConfig.model_fields[name].annotation is int
+    else:  # nobody declared a type: whole numbers stay so where all are
+        whole = isinstance(first, int) and isinstance(last, int) and all(v.is_integer() for v in rounded)
     return [int(v) if whole and v.is_integer() else v for v in rounded]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any, Literal
 from em_core.config import METHODS, Evaluation, TrainingConfig, config_id, run_id, steps_within
 from em_core.errors import UserError
 from em_core.models import model_key, resolve_model
-from em_core.tasks import BUILT_IN, load_task, task_key
+from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
 from sweeps.axes import MAX_RUNS, checked, drawn, values_of
 from sweeps.complaints import said_as, unknown
+from sweeps.own import gathered, trainer_fields
 from sweeps.prompts import resolve_prompt
-from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
+from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, is_field, matches, read_by
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
@@ -86,7 +88,7 @@ def _expand(spec: Spec) -> Expansion:
         collapsed += (arm, config.config_id) in members
         members[arm, config.config_id] = config
     runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)
-    evaluations = _evaluations(spec, max(c.training.max_steps for c in configs.values()))
+    evaluations = _evaluations(spec, list(configs.values()))
     return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed)
 
 
@@ -205,9 +207,10 @@ def _resolved(spec: Spec, arm: str | None, fields: Fields) -> tuple[str | None, 
     for target, source in spec.link.items():
         if target in spec.overrides:
             continue
-        if source not in TrainingConfig.model_fields:
+        if not is_field(source):
             raise SpecError(("link", target), unknown("field", source, TrainingConfig.model_fields))
-        value = fields.get(source, TrainingConfig.model_fields[source].default)
+        default = TrainingConfig.model_fields[source].default if source in TrainingConfig.model_fields else None
+        value = fields.get(source, default)
         fields[target] = check_field(target, value, ("link", target))
     return arm, fields
 
@@ -264,36 +267,48 @@ def _refuse_unread(spec: Spec, methods: set[str]) -> None:
     sources.append(((), [name for name in spec.overrides if name != "seeds"]))
     for path, names in sources:
         for name in names:
-            if name in TrainingConfig.model_fields and name not in read:
-                raise SpecError((*path, name), f"nobody reads `{name}`: not a field of method {', '.join(sorted(methods))}")
-            if name not in TrainingConfig.model_fields:
+            if not is_field(name):
                 check_field(name, None, (*path, name))
+            if not read_by(name, read):
+                raise SpecError((*path, name), f"nobody reads `{name}`: not a field of method {', '.join(sorted(methods))}")
 
 
 def _config(
     spec: Spec, fields: Fields, find_prompt: Callable[[Any], tuple[str, str]], find_model: Callable[[Any], str]
 ) -> Config:
-    where: Path_ = ("base",)
-    for needed in ("model_name_or_path", "prompt"):
-        if needed not in fields:
-            raise SpecError(where, f"no `{needed}`: set it under `base:` or as an axis")
     reads = METHODS[fields["method"]].reads
-    values = {k: v for k, v in fields.items() if k in reads}
-    try:
+    values = {k: v for k, v in fields.items() if read_by(k, reads)}
+    own = values.get("command") is not None
+    for needed in ("command",) if fields["method"] == "external" else () if own else ("model_name_or_path", "prompt"):
+        if values.get(needed) is None:
+            raise SpecError(("base",), f"no `{needed}`: set it under `base:` or as an axis")
+    with _blamed(spec, "params"):
+        values = gathered(values)
+    if own:
+        with _blamed(spec, "command"):
+            key, values = trainer_fields(values, spec.document.path.parent)
+    with _blamed(spec, "prompt"):
         prompt_name, values["prompt"] = find_prompt(values["prompt"])
-    except UserError as error:
-        raise SpecError(_source(spec, "prompt"), str(error)) from None
-    try:
-        key = find_model((values["model_name_or_path"], values.get("model_revision")))
-        folder = resolve_model(values["model_name_or_path"])
-    except UserError as error:
-        raise SpecError(_source(spec, "model_name_or_path"), str(error)) from None
-    except OSError as error:
-        raise SpecError(_source(spec, "model_name_or_path"), f"the model cannot be read: {error.strerror}") from None
-    if folder is not None and values["model_name_or_path"] != "miniature":
-        values["model_name_or_path"] = str(folder)
+    if not own:
+        with _blamed(spec, "model_name_or_path"):
+            key = find_model((values["model_name_or_path"], values.get("model_revision")))
+            folder = resolve_model(values["model_name_or_path"])
+        if folder is not None and values["model_name_or_path"] != "miniature":
+            values["model_name_or_path"] = str(folder)
     training = TrainingConfig(**values)
     return Config(config_id(training, key), key, prompt_name, training)
+
+
+@contextmanager
+def _blamed(spec: Spec, name: str) -> Iterator[None]:
+    """What goes wrong here is the fault of a field: the message names its line."""
+    try:
+        yield
+    except UserError as error:
+        raise SpecError(_source(spec, name), str(error)) from None
+    except OSError as error:
+        what = "the model" if name == "model_name_or_path" else name
+        raise SpecError(_source(spec, name), f"{what} cannot be read: {error.strerror}") from None
 
 
 def _model(name: str, revision: str | None) -> str:
@@ -313,8 +328,10 @@ def _source(spec: Spec, name: str) -> Path_:
     return ("base", name)
 
 
-def _evaluations(spec: Spec, longest: int) -> tuple[EvaluationSteps, ...]:
+def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ...]:
     """Measurements, one per task and temperature, with the union of their steps."""
+    longest = max(c.training.max_steps for c in configs)
+    own = all(c.training.command for c in configs)
     if spec.keep.startswith("best") and not spec.evaluate:
         raise SpecError(("keep",), f"{spec.keep} needs an evaluation to compare by: say what under `evaluate:`")
     steps: dict[str, set[int | Literal["last"]]] = {}
@@ -326,7 +343,7 @@ def _evaluations(spec: Spec, longest: int) -> tuple[EvaluationSteps, ...]:
         temperatures = entry.temperature if isinstance(entry.temperature, list) else [entry.temperature]
         for j, task in enumerate(entry.tasks):
             for temperature in temperatures:
-                evaluation = _evaluation(spec, entry, task, temperature, ("evaluate", i, "tasks", j))
+                evaluation = _evaluation(spec, entry, task, temperature, ("evaluate", i, "tasks", j), own)
                 eval_id = evaluation.eval_id()
                 found[eval_id] = evaluation
                 steps.setdefault(eval_id, set()).update(entry.steps)
@@ -334,14 +351,16 @@ def _evaluations(spec: Spec, longest: int) -> tuple[EvaluationSteps, ...]:
     return tuple((i, e, tuple(in_order(steps[i]))) for i, e in found.items())
 
 
-def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_) -> Evaluation:
+def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:
+    """One measurement. With `own` all configs have trainers of their own, which may know tasks that nobody else does."""
     name = task.file if isinstance(task, TaskFile) else task
-    if isinstance(task, TaskFile) or (name not in BUILT_IN and ("/" in name or name.endswith(".jsonl"))):
+    is_file = isinstance(task, TaskFile) or (name not in BUILT_IN and ("/" in name or name.endswith(".jsonl")))
+    if is_file:
         name = str((spec.document.path.parent / Path(name).expanduser()).resolve())
     try:
         evaluation = Evaluation(
             task=name,
-            task_key=task_key(name),
+            task_key=EXTERNAL + name if own and not is_file and name not in BUILT_IN else task_key(name),
             question_field=task.question if isinstance(task, TaskFile) else None,
             answer_field=task.answer if isinstance(task, TaskFile) else None,
             temperature=temperature,

@@ -27,7 +27,8 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
     manifest = read_manifest(done.sweep)
-    if done.view.done and manifest.wanted_evaluations:
+    own = any(c.training.command for c in manifest.configs.values())  # such a trainer may tell scores nobody asked for
+    if done.view.done and (manifest.wanted_evaluations or own):
         from analysis.report import print_summary, summarize
 
         print_summary(summarize(db, sweep), console)

@@ -193,7 +193,8 @@ def _arm(arm: str | None) -> dict[str, str]:
 
 
 def _shown(config: Config, fields: Sequence[str]) -> dict[str, Any]:
-    return {f: config.prompt_name if f == "prompt" else getattr(config.training, f) for f in fields}
+    point = {**config.training.flat(), "prompt": config.prompt_name}
+    return {f: point.get(f) for f in fields}
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -252,7 +253,7 @@ def hours_text(plan: Plan) -> str:
     if plan.to_train == 0:
         return "nothing to train"
     if plan.device_hours is None:
-        return "device-hours unknown: the model is not here and no run of it was measured under this root"
+        return "device-hours unknown: no such run was measured under this root, and no model is here to guess from"
     low, middle, high = plan.device_hours
     basis = f"from {plan.measured_runs:,} measured runs" if plan.measured_runs else "guessed from the model's size"
     return f"{middle:.2g} device-hours ({low:.2g} to {high:.2g}, {basis})"

@@ -94,6 +94,8 @@ def guessed(config: Config, device: str) -> Seconds | None:
     """Seconds of a run nobody has measured: 8 operations per parameter and token. None where the size is unknown."""
     if config.training.method == "noop":
         return Seconds(0.01, 0.003, 0.03, 0)
+    if not config.training.loads_model:
+        return None
     count = param_count(config.training.model_name_or_path, config.training.model_revision)
     if count is None:
         return None
@@ -133,7 +135,7 @@ def _memory(configs: Iterable[Config], spec: Spec) -> dict[str, dict[str, float]
     shapes = {}
     for c in configs:
         t = c.training
-        if t.method != "noop":
+        if t.loads_model:
             gpu = spec.resources_for(t.model_dump() | {"prompt": c.prompt_name}).gpu
             size = (t.num_generations, t.max_completion_length, t.dtype, len(t.prompt))
             shapes[t.model_name_or_path, t.model_revision, *size, gpu] = t, gpu
@@ -155,9 +157,6 @@ def _memory(configs: Iterable[Config], spec: Spec) -> dict[str, dict[str, float]
 
 def varied_fields(configs: Sequence[Config]) -> list[str]:
     """Training fields that take more than one value, in the order of their definition; the prompt by its name."""
-    names = []
-    for name in TrainingConfig.model_fields:
-        values = {c.prompt_name if name == "prompt" else getattr(c.training, name) for c in configs}
-        if len(values) > 1:
-            names.append(name)
-    return names
+    points = [{**c.training.flat(), "prompt": c.prompt_name} for c in configs]
+    names = dict.fromkeys(name for point in points for name in point)
+    return [name for name in names if len({point.get(name) for point in points}) > 1]

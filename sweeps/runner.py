@@ -101,11 +101,9 @@ def _prepared(spec: Spec, root: Path, launcher: str, console: Console, yes: bool
     expansion = expand(spec)
     plan = make_plan(spec, expansion, root, launcher, retrain)
     if plan.to_train or plan.to_evaluate:
-        for name, revision, method in {
-            (c.training.model_name_or_path, c.training.model_revision, c.training.method) for c in expansion.configs
-        }:
-            if method != "noop":
-                check_available(name, revision)
+        trained = [c.training for c in expansion.configs if c.training.loads_model]
+        for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
+            check_available(name, revision)
     console.print(first_line(plan), soft_wrap=True)
     hours = plan.device_hours
     if plan.to_train and not yes and (hours is None or hours[1] > ASK_ABOVE):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from em_core.config import METHODS, TrainingConfig
+from em_core.config import METHODS, PARAMS, TrainingConfig
 from sweeps.spec import Spec
 
 
@@ -15,6 +16,7 @@ def spec_schema() -> dict[str, Any]:
     fields: dict[str, Any] = training["properties"]
     for name, field in fields.items():
         field["description"] += f" Read by: {', '.join(m for m, method in METHODS.items() if name in method.reads)}."
+    param = fields.pop("params")["description"]
     fields["prompt"] = {"description": fields["prompt"]["description"], "type": ["string", "object"]}
     spaced = {
         "type": "object",
@@ -26,10 +28,12 @@ def spec_schema() -> dict[str, Any]:
         n: {"description": f["description"], "anyOf": [{"type": "array", "minItems": 1}, spaced]} for n, f in fields.items()
     }
     either = {n: {"description": f["description"], "anyOf": [f, *values[n]["anyOf"]]} for n, f in fields.items()}
+    single = {"description": param, "type": ["string", "number", "boolean"]}
+    several: dict[str, Any] = {"description": param, "anyOf": [{"type": "array", "minItems": 1}, spaced]}
     schema["$defs"] |= {
-        "Fields": {"type": "object", "properties": fields, "additionalProperties": False},
-        "Axes": {"type": "object", "properties": values, "additionalProperties": False},
-        "Arm": {"type": "object", "properties": either, "additionalProperties": False},
+        "Fields": _closed(fields, single),
+        "Axes": _closed(values, several),
+        "Arm": _closed(either, {"description": param, "anyOf": [single, *several["anyOf"]]}),
     }
     properties = schema["properties"]
     properties["base"] |= {"$ref": "#/$defs/Fields"}
@@ -46,3 +50,9 @@ def spec_schema() -> dict[str, Any]:
     schema["$defs"]["Resources"]["additionalProperties"] = False
     properties["resources"]["anyOf"] = [rules, {"type": "array", "items": rules}]
     return schema
+
+
+def _closed(properties: dict[str, Any], param: dict[str, Any]) -> dict[str, Any]:
+    """An object of these fields and any `params.NAME`, and of no others."""
+    own = {f"^{re.escape(PARAMS)}": param}
+    return {"type": "object", "properties": properties, "patternProperties": own, "additionalProperties": False}

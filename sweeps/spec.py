@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from em_core.config import METHODS, Execution, Strict, TrainingConfig
+from em_core.config import METHODS, PARAMS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from sweeps.complaints import complaint, said_as, unknown
 from sweeps.retries import Retries
@@ -150,6 +150,7 @@ class Spec(Strict):
 
     def resources_for(self, fields: Mapping[str, Any]) -> Resources:
         """The first rule whose `when` matches; the last one has none."""
+        fields = {**fields, **{f"{PARAMS}{k}": v for k, v in fields.get("params", {}).items()}}
         return next((rule for rule in self._rules if matches(rule.when, fields)), self._rules[-1])
 
     @property
@@ -186,6 +187,8 @@ FIELD_TYPES: dict[str, TypeAdapter[Any]] = {
     for name, f in TrainingConfig.model_fields.items()
 }
 
+PARAM_NAME = re.compile(re.escape(PARAMS) + r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+
 
 def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, text: str | None = None) -> Spec:
     """Decode a spec file (or the `text` it had), with `--set KEY=VALUE` overrides and the site's defaults. Raises `UserError`."""
@@ -200,7 +203,8 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
             raise UserError(f"--set {item}: write KEY=VALUE")
         keys.append(key.strip())
         _override(keys[-1], read_scalar(value), data, overrides)
-    document = replace(document, overridden=frozenset(tuple(k.split(".", 1)) for k in keys))
+    overridden = ((k,) if k.startswith(PARAMS) else tuple(k.split(".", 1)) for k in keys)
+    document = replace(document, overridden=frozenset(overridden))
     try:
         spec = _validated(Spec, data)
         if "threads" in spec.execution.model_fields_set:
@@ -241,8 +245,14 @@ def load_site(beside: Path) -> Site:
 
 def check_field(name: str, value: Any, path: Path_) -> Any:
     """A training field's value, validated alone. Raises `SpecError` naming the field, the value and what is allowed."""
-    if name not in FIELD_TYPES:
+    if name == "params":
+        raise SpecError(path, "each of your trainer's own is a field by itself: `params.NAME: value`")
+    if not is_field(name):
         raise SpecError(path, unknown_field(name))
+    if name.startswith(PARAMS):
+        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf) or value != value:
+            raise SpecError(path, f"{said_as(value)} is not a single value (text, a finite number, true or false)")
+        return value
     try:
         value = FIELD_TYPES[name].validate_python(value)
     except ValidationError as error:
@@ -252,10 +262,22 @@ def check_field(name: str, value: Any, path: Path_) -> Any:
     return value
 
 
+def is_field(name: str) -> bool:
+    """True for a training field, and for any `params.NAME`."""
+    return name in FIELD_TYPES or PARAM_NAME.fullmatch(name) is not None
+
+
+def read_by(name: str, reads: Iterable[str]) -> bool:
+    """True where a method that reads these fields reads the one of this name."""
+    return ("params" if name.startswith(PARAMS) else name) in reads
+
+
 def unknown_field(name: str) -> str:
     """The message for a field that no run has, with the place where it belongs or the nearest name."""
     if name in ("seed", "seeds"):
         return "seeds are replicates, not a field: use the top-level key `seeds`"
+    if name.startswith(PARAMS):
+        return f"`{name}`: what follows `params.` is a name: letters, digits, `_`, parted by dots"
     if name in Execution.model_fields:
         return f"`{name}` does not change the weights: put it under `execution:`"
     if name in Resources.model_fields or name.startswith("slurm_"):
@@ -347,7 +369,7 @@ def _unknown_key(model: type[BaseModel], path: Path_) -> str:
 
 def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, Any]) -> None:
     """`--set`: a training field or `seeds` becomes part of the name; execution, resources, keep and the budget do not."""
-    if key in TrainingConfig.model_fields:
+    if key in TrainingConfig.model_fields or key.startswith(PARAMS):
         try:
             overrides[key] = value if key == "prompt" else check_field(key, value, ())
         except SpecError as mistake:

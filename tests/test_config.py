@@ -60,6 +60,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rent": {"method": "rent"},
     "rent, kl": {"method": "rent", "kl_coef": 1e-3},
     "noop": {"method": "noop"},
+    "external": {"method": "external", "command": "/anywhere/train.py"},
+    "external, params": {"method": "external", "params": {"width": 64, "rate": 1 / 3, "flag": True, "name": "Grüße", "n.m": 2.0}},
 }
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "greedy": {"task": "two_step_sums", "task_key": "two_step_sums@1"},
