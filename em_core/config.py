@@ -73,9 +73,7 @@ class TrainingConfig(Strict):
     command: str | None = Field(
         None, min_length=1, description="How your own trainer is started (shell words; files are relative to the spec)."
     )
-    params: dict[str, Scalar] = Field(
-        {}, description="What your own trainer reads besides; in a spec `params.NAME: value` (its own units)."
-    )
+    params: dict[str, Scalar] = Field({}, description="What your own trainer reads besides; in a spec `params.NAME: value`.")
 
     @property
     def loads_model(self) -> bool:

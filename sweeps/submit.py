@@ -62,6 +62,7 @@ def pack(
         groups.setdefault(rule.model_dump_json(), (rule, []))[1].append((run_id, need))
     jobs = []
     for rule, runs in groups.values():
+        runs.sort(key=lambda r: _model_of(manifest, r[0]))  # stable: a worker loads base weights as seldom as can be
         rule = rule if launcher == "slurm" else on_this_machine(rule)
         slots = local_slots(rule) if launcher == "local" else rule.slots_per_job
         size = (
@@ -71,6 +72,10 @@ def pack(
             part = tuple(runs[i : i + size])
             jobs.append(PlannedJob(rule, min(slots, len(part)), part))
     return jobs
+
+
+def _model_of(manifest: Manifest, run_id: str) -> str:
+    return manifest.configs[manifest.runs[run_id].config_id].model
 
 
 def on_this_machine(rule: Resources) -> Resources:
