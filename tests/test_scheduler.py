@@ -1,4 +1,4 @@
-"""What may be concluded from a scheduler's answers. The programs are scripted here; tests/test_slurm_faults*.py has the real ones."""
+"""What may be concluded from a scheduler's answers. The programs are scripted here; the fault suite has the real ones."""
 
 from __future__ import annotations
 
