@@ -299,3 +299,22 @@ def test_the_example_on_slurm_equals_here(tmp_path: Path, slurm: SlurmCluster, e
     sweep = "external+params.width=16+seeds=2"
     assert len(curves(tmp_path / "here", sweep)) == 6
     assert curves(tmp_path / "here", sweep) == curves(tmp_path / "there", sweep)
+
+
+def test_a_new_measurement_is_asked_of_the_checkpoints_it_kept(tmp_path: Path, emsweep: Emsweep) -> None:
+    plant(
+        tmp_path,
+        "if run['mode'] == 'train':\n"
+        "    finish()\n"
+        "    os.makedirs(run['checkpoints'] + '/step-2')\n"
+        "    tell('checkpoint', step=2)\n"
+        "else:\n"
+        "    for e in run['evaluations']: tell('eval', step=2, eval_id=e['eval_id'], accuracy=0.5)\n",
+    )
+    emsweep("run", "plant.yaml", "--launcher", "local", "-y", check=0)
+    (tmp_path / "plant.yaml").write_text(PLANT.replace("[held_out]", "[held_out, later]"))
+    emsweep("run", "plant.yaml", "--launcher", "local", "-y", check=0)
+    asked = "SELECT task, count(*) AS n FROM evals JOIN attempts USING (attempt_id) GROUP BY ALL ORDER BY ALL"
+    assert emsweep("sql", asked, "--format", "csv", check=0).stdout == "task,n\nheld_out,4\nlater,4\n"
+    modes = "SELECT mode, count(*) AS n FROM attempts GROUP BY ALL ORDER BY ALL"
+    assert emsweep("sql", modes, "--format", "csv", check=0).stdout == "mode,n\neval,4\ntrain,4\n"
