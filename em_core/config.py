@@ -73,7 +73,9 @@ class TrainingConfig(Strict):
     command: str | None = Field(
         None, min_length=1, description="How your own trainer is started (shell words; files are relative to the spec)."
     )
-    params: dict[str, Scalar] = Field({}, description="What your own trainer reads besides; in a spec `params.NAME: value`.")
+    params: dict[str, Scalar] = Field(
+        {}, description="What your own trainer reads besides; in a spec `params.NAME: value` (in its own units)."
+    )
 
     @property
     def loads_model(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from em_core.config import Scalar, TrainingConfig, canonical
 from sweeps.complaints import said_as, unknown
-from sweeps.spec import Random, check_field, is_field
+from sweeps.own import is_field
+from sweeps.spec import Random, check_field
 from sweeps.yamlfile import Path_, SpecError
 
 MAX_RUNS = 2_000_000

@@ -20,9 +20,9 @@ from em_core.models import model_key, resolve_model
 from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
 from sweeps.axes import MAX_RUNS, checked, drawn, values_of
 from sweeps.complaints import said_as, unknown
-from sweeps.own import gathered, trainer_fields
+from sweeps.own import gathered, is_field, read_by, trainer_fields
 from sweeps.prompts import resolve_prompt
-from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, is_field, matches, read_by
+from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from em_core.config import PARAMS
+from em_core.config import PARAMS, TrainingConfig
 from em_core.errors import UserError
 from em_core.models import external_key
 from em_core.prompts import PROMPTS
+from sweeps.complaints import said_as
 
 NONE = "none"
 """Model and prompt of a trainer that was given none."""
+PARAM_NAME = re.compile(re.escape(PARAMS) + r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+
+
+def is_field(name: str) -> bool:
+    """True for a training field, and for any `params.NAME`."""
+    return name in TrainingConfig.model_fields or PARAM_NAME.fullmatch(name) is not None
+
+
+def read_by(name: str, reads: Collection[str]) -> bool:
+    """True where a method that reads these fields reads the one of this name."""
+    return ("params" if name.startswith(PARAMS) else name) in reads
+
+
+def wrong_param(name: str, value: Any) -> str:
+    """What is wrong with a `params.NAME` and its value; "" where nothing is, or it is another field."""
+    if name == "params":
+        return "each of your trainer's own is a field by itself: `params.NAME: value`"
+    if not name.startswith(PARAMS):
+        return ""
+    if not is_field(name):
+        return f"`{name}`: what follows `params.` is a name: letters, digits, `_`, parted by dots"
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        return f"{said_as(value)} is not a single value (text, a finite number, true or false)"
+    return ""
 
 
 def trainer_fields(values: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:

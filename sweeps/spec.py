@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 from em_core.config import METHODS, PARAMS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from sweeps.complaints import complaint, said_as, unknown
+from sweeps.own import wrong_param
 from sweeps.retries import Retries
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
@@ -187,8 +188,6 @@ FIELD_TYPES: dict[str, TypeAdapter[Any]] = {
     for name, f in TrainingConfig.model_fields.items()
 }
 
-PARAM_NAME = re.compile(re.escape(PARAMS) + r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
-
 
 def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, text: str | None = None) -> Spec:
     """Decode a spec file (or the `text` it had), with `--set KEY=VALUE` overrides and the site's defaults. Raises `UserError`."""
@@ -203,8 +202,7 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
             raise UserError(f"--set {item}: write KEY=VALUE")
         keys.append(key.strip())
         _override(keys[-1], read_scalar(value), data, overrides)
-    overridden = ((k,) if k.startswith(PARAMS) else tuple(k.split(".", 1)) for k in keys)
-    document = replace(document, overridden=frozenset(overridden))
+    document = replace(document, overridden=frozenset((k,) if k.startswith(PARAMS) else tuple(k.split(".", 1)) for k in keys))
     try:
         spec = _validated(Spec, data)
         if "threads" in spec.execution.model_fields_set:
@@ -245,14 +243,12 @@ def load_site(beside: Path) -> Site:
 
 def check_field(name: str, value: Any, path: Path_) -> Any:
     """A training field's value, validated alone. Raises `SpecError` naming the field, the value and what is allowed."""
-    if name == "params":
-        raise SpecError(path, "each of your trainer's own is a field by itself: `params.NAME: value`")
-    if not is_field(name):
-        raise SpecError(path, unknown_field(name))
+    if wrong := wrong_param(name, value):
+        raise SpecError(path, wrong)
     if name.startswith(PARAMS):
-        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf) or value != value:
-            raise SpecError(path, f"{said_as(value)} is not a single value (text, a finite number, true or false)")
         return value
+    if name not in FIELD_TYPES:
+        raise SpecError(path, unknown_field(name))
     try:
         value = FIELD_TYPES[name].validate_python(value)
     except ValidationError as error:
@@ -262,22 +258,10 @@ def check_field(name: str, value: Any, path: Path_) -> Any:
     return value
 
 
-def is_field(name: str) -> bool:
-    """True for a training field, and for any `params.NAME`."""
-    return name in FIELD_TYPES or PARAM_NAME.fullmatch(name) is not None
-
-
-def read_by(name: str, reads: Iterable[str]) -> bool:
-    """True where a method that reads these fields reads the one of this name."""
-    return ("params" if name.startswith(PARAMS) else name) in reads
-
-
 def unknown_field(name: str) -> str:
     """The message for a field that no run has, with the place where it belongs or the nearest name."""
     if name in ("seed", "seeds"):
         return "seeds are replicates, not a field: use the top-level key `seeds`"
-    if name.startswith(PARAMS):
-        return f"`{name}`: what follows `params.` is a name: letters, digits, `_`, parted by dots"
     if name in Execution.model_fields:
         return f"`{name}` does not change the weights: put it under `execution:`"
     if name in Resources.model_fields or name.startswith("slurm_"):
