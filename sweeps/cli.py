@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -263,6 +264,8 @@ def _load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
     from sweeps.spec import load_site, load_spec
 
     site = load_site(path)
+    # Here we look for models where the jobs will: before huggingface_hub is imported, which reads these once.
+    os.environ.update({k: v for k, v in site.env.items() if k.startswith("HF_") and k != "HF_HUB_OFFLINE"})
     return load_spec(path, sets or (), site), site
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from em_core.config import METHODS, Evaluation, TrainingConfig, config_id, run_id, steps_within
 from em_core.errors import UserError
-from em_core.models import model_key, resolve_model
+from em_core.models import model_folder, model_key
 from em_core.tasks import BUILT_IN, load_task, task_key
 from sweeps.axes import MAX_RUNS, checked, drawn, values_of
 from sweeps.complaints import said_as, unknown
@@ -285,7 +285,7 @@ def _config(
         raise SpecError(_source(spec, "prompt"), str(error)) from None
     try:
         key = find_model((values["model_name_or_path"], values.get("model_revision")))
-        folder = resolve_model(values["model_name_or_path"])
+        folder = model_folder(values["model_name_or_path"])
     except UserError as error:
         raise SpecError(_source(spec, "model_name_or_path"), str(error)) from None
     except OSError as error:

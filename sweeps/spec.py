@@ -161,7 +161,6 @@ class Site(Strict):
     account: str | None = Field(None, description="Slurm account.")
     qos: str | None = Field(None, description="Slurm quality of service.")
     setup: list[str] = Field([], description="Shell lines before each job (module load ...).")
-    env: dict[str, str] = Field({}, description="Environment of the jobs (HF_HOME, HF_HUB_OFFLINE, ...).")
     max_array_size: int | None = Field(None, ge=1, description="Longest Slurm array (tasks; none: the cluster's MaxArraySize).")
     max_submit_jobs: int | None = Field(
         None, ge=2, description="Jobs one user may have in the queue (count; none: what the cluster's accounting allows)."
@@ -172,8 +171,18 @@ class Site(Strict):
     follow_up_resources: dict[str, Any] = Field({}, description="Slurm parameters of that job (slurm_partition: cpu, ...).")
     on_done: str | None = Field(None, description="Shell command when a sweep is done (mail, chat); the summary is its input.")
     on_stop: str | None = Field(None, description="Shell command when a sweep stops before it is done; the reason is its input.")
+    env: dict[str, str] = Field(
+        {}, description="Environment of the jobs (HF_HOME, ...). On Slurm HF_HUB_OFFLINE is 1 unless set here."
+    )
+    local_disk: str | None = Field(
+        None, description="Disk of a node (a folder, or $TMPDIR): models are copied there once and loaded from there."
+    )
     poll_seconds: float = Field(30, gt=0, description="Least time between two questions to the scheduler (seconds).")
     resources: dict[str, Any] = Field({}, description="Defaults for the specs' `resources`.")
+
+    def job_environment(self, launcher: str) -> dict[str, str]:
+        """What jobs find in their environment. On Slurm they ask the Hub for nothing: `emsweep fetch` did before."""
+        return {**({"HF_HUB_OFFLINE": "1"} if launcher == "slurm" else {}), **self.env}
 
 
 FIELD_TYPES: dict[str, TypeAdapter[Any]] = {

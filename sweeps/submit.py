@@ -12,6 +12,7 @@ from typing import Any
 
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
+from em_core.models import MINIATURE, at_revision, cached_folder, model_folder
 from launchers.base import Batch, Launcher
 from launchers.snapshot import take, visible_gpus
 from sweeps import price
@@ -149,7 +150,7 @@ def submit(
         batch = f"b{number + i:04d}"
         chunk_names = [f"{batch}-{j:05d}" for j in range(len(chunk))]
         for name, job in zip(chunk_names, chunk, strict=True):
-            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {})
+            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {}, site.local_disk)
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
         intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs, "t": time.time()}
@@ -162,7 +163,7 @@ def submit(
             code=code,
             resources=chunk[0].resources.model_dump(exclude={"when"}),
             setup=tuple(site.setup),
-            environment=site.env,
+            environment=site.job_environment(launcher.name),
             parallelism=share,
             exclude_nodes=exclude_nodes,
         )
@@ -222,6 +223,7 @@ def _write_assignment(
     spec: Spec,
     launcher: str,
     troubles: Mapping[str, Mapping[str, int]],
+    local_disk: str | None = None,
 ) -> None:
     """A plain sweep's assignment is written whole and closed."""
     execution = spec.execution.model_copy(update={"threads": job.resources.cpus_per_run})
@@ -239,6 +241,8 @@ def _write_assignment(
         "evaluations": [[i, e.model_dump(), list(steps)] for i, e, steps in manifest.wanted_evaluations],
         "launcher": launcher,
     }
+    if local_disk and launcher == "slurm":
+        header |= {"local_disk": local_disk, "model_folders": _model_folders(manifest, job)}
     records: list[tuple[str, Mapping[str, Any]]] = [("job", header)]
     told: set[str] = set()
     for run_id, need in job.runs:
@@ -251,3 +255,15 @@ def _write_assignment(
         met = {"troubles": dict(troubles[run_id])} if run_id in troubles else {}
         records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode, **met}))
     write_whole(sweep.assignment(name), [*records, ("close", {})])
+
+
+def _model_folders(manifest: Manifest, job: PlannedJob) -> dict[str, str]:
+    """The shared folder of every model that a job loads and that has one; the shipped miniature is not worth a copy."""
+    configs = {manifest.runs[r].config_id for r, _ in job.runs}
+    found = {}
+    for t in (manifest.configs[c].training for c in configs):
+        if t.method != "noop" and t.model_name_or_path != MINIATURE:
+            folder = model_folder(t.model_name_or_path) or cached_folder(t.model_name_or_path, t.model_revision)
+            if folder is not None:
+                found[at_revision(t.model_name_or_path, t.model_revision)] = str(folder)
+    return found
