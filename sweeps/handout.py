@@ -64,7 +64,8 @@ def play_round(
     if not todo:
         return Round(view, (), frozenset(), 0)
     wanted = {manifest.runs[r].config_id: manifest.configs[manifest.runs[r].config_id] for r, _ in todo}
-    seconds = {c: s.middle for c, s in expected_seconds(sweep, wanted, spec, launcher.name).items()}
+    expected = expected_seconds(sweep, wanted, spec, launcher.name, manifest.wanted_evaluations)
+    seconds = {c: s.middle for c, s in expected.items()}
     jobs = pack(manifest, todo, spec, launcher.name, seconds, more_memory(view, observer.tries()))
     if launcher.name == "local":
         jobs = jobs[:1]  # a job takes the whole machine: those of other resource rules follow when it is done

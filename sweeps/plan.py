@@ -11,14 +11,14 @@ from rich.console import Console
 
 from analysis.tables import text_table
 from em_core.journal import RunStatus, SweepDir
-from sweeps import price
+from sweeps import history, price
 from sweeps.codes import CodeRuns, done_under
 from sweeps.expand import Config, Expansion
 from sweeps.manifest import Manifest, additions, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import Need, View
 from sweeps.spec import Spec
-from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack
+from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack, uses_gpu
 
 HEAD = 12
 """Rows of the config table that are shown."""
@@ -94,10 +94,11 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     observer = Observer(sweep)
     view = observer.look(manifest)
     configs = {c.config_id: c for c in expansion.configs}
-    seconds = expected_seconds(sweep, configs, spec, launcher)
+    seconds = expected_seconds(sweep, configs, spec, launcher, manifest.wanted_evaluations)
     todo = todo_of(view, retrain)
     jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
-    memory = price.memory(expansion.configs, spec)
+    peaks = history.peaks(root, {c.model for c in expansion.configs}, uses_gpu(spec, launcher))
+    memory = price.memory(expansion.configs, spec, peaks)
     return Plan(
         sweep=expansion.sweep,
         launcher=launcher,
@@ -122,7 +123,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         workers=_workers(jobs, spec, launcher),
         files=_files(jobs, launcher),
         bytes=_bytes(manifest, todo),
-        device_hours=_hours(todo, seconds),
+        device_hours=_hours(manifest, todo, jobs, seconds),
         measured_runs=max((s.runs for s in seconds.values()), default=0),
         memory_gib=memory,
         fields=price.varied_fields(expansion.configs),
@@ -153,13 +154,26 @@ def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
     return total
 
 
-def _hours(todo: Sequence[tuple[str, Need]], seconds: Mapping[str, price.Seconds]) -> tuple[float, float, float] | None:
-    """Device-hours of what is to be trained, from measured runs; None where some config has no history."""
-    found = [seconds.get(run_id.rsplit("-s", 1)[0]) for run_id, need in todo if not need]
-    known = [s for s in found if s is not None]
-    if len(known) < len(found):
-        return None
-    return (sum(s.low for s in known) / 3600, sum(s.middle for s in known) / 3600, sum(s.high for s in known) / 3600)
+def _hours(
+    manifest: Manifest, todo: Sequence[tuple[str, Need]], jobs: Sequence[PlannedJob], seconds: Mapping[str, price.Seconds]
+) -> tuple[float, float, float] | None:
+    """Device-hours of training, evaluating and loading what is to be done; None where some config has no price."""
+    low = middle = high = 0.0
+    for run_id, need in todo:
+        s = seconds.get(_config_of(run_id))
+        if s is None or (need and s.answer is None):
+            return None
+        if need:
+            answers = history.needed_tokens(manifest, need) * (s.answer or 0.0)
+            low, middle, high = low + answers, middle + answers, high + answers
+        else:
+            low, middle, high = low + s.low, middle + s.middle, high + s.high
+    loads = sum(j.slots * seconds[_config_of(j.runs[0][0])].load for j in jobs)
+    return ((low + loads) / 3600, (middle + loads) / 3600, (high + loads) / 3600)
+
+
+def _config_of(run_id: str) -> str:
+    return run_id.rsplit("-s", 1)[0]
 
 
 def _head(expansion: Expansion) -> list[dict[str, Any]]:
@@ -205,6 +219,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     for model, parts in plan.memory_gib.items():
         if parts is None:
             console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True, markup=False)
+        elif "measured" in parts:
+            console.print(f"  {model}: {_memory(parts['measured'])} per run at its peak, measured", soft_wrap=True, markup=False)
         else:
             console.print(
                 f"  {model}: about {_memory(parts['device'])} per run on the device, {_memory(parts['host'])} on the host",
@@ -223,7 +239,7 @@ def _memory(gib: float) -> str:
 
 def hours_text(plan: Plan) -> str:
     """Device-hours in words."""
-    if plan.to_train == 0:
+    if plan.to_train + plan.to_evaluate == 0:
         return "nothing to train"
     if plan.device_hours is None:
         return "device-hours unknown: the model is not here and no run of it was measured under this root"

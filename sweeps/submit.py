@@ -16,7 +16,7 @@ from em_core.models import MINIATURE, at_revision, cached_folder, model_folder
 from launchers.base import Batch, Launcher
 from launchers.snapshot import take, visible_gpus
 from sweeps import price
-from sweeps.expand import Config
+from sweeps.expand import Config, EvaluationSteps
 from sweeps.manifest import Manifest
 from sweeps.reconcile import Need
 from sweeps.spec import Resources, Site, Spec
@@ -88,22 +88,31 @@ def local_slots(rule: Resources) -> int:
     return max(1, len(os.sched_getaffinity(0)) // rule.cpus_per_run)
 
 
-def expected_seconds(sweep: SweepDir, configs: Mapping[str, Config], spec: Spec, launcher: str) -> dict[str, price.Seconds]:
+def expected_seconds(
+    sweep: SweepDir, configs: Mapping[str, Config], spec: Spec, launcher: str, evaluations: Sequence[EvaluationSteps] = ()
+) -> dict[str, price.Seconds]:
     """Expected seconds per run by config: measured where there is history, guessed from the model's size elsewhere."""
-    seconds = price.measured(sweep, configs)
-    rule = spec.resources_for({})
-    gpus = on_this_machine(rule).gpus_per_run if launcher == "local" else rule.gpus_per_run
+    gpu = uses_gpu(spec, launcher)
+    seconds = price.measured(sweep, configs, evaluations, gpu)
     guesses: dict[tuple[object, ...], price.Seconds | None] = {}
     for config_id, c in configs.items():
         if config_id not in seconds:
             t = c.training
             shape = (t.method, c.model, t.max_steps, t.num_generations, t.max_completion_length)
             if shape not in guesses:
-                guesses[shape] = price.guessed(c, "gpu" if gpus else "cpu")
+                guesses[shape] = price.guessed(c, "gpu" if gpu else "cpu", evaluations)
             guess = guesses[shape]
             if guess is not None:
                 seconds[config_id] = guess
     return seconds
+
+
+def uses_gpu(spec: Spec, launcher: str) -> bool:
+    """Whether runs will meet a GPU."""
+    if spec.execution.device == "cpu":
+        return False
+    rule = spec.resources_for({})
+    return bool((on_this_machine(rule) if launcher == "local" else rule).gpus_per_run)
 
 
 def _runs_per_job(rule: Resources, slots: int, seconds: Sequence[float | None]) -> int:
