@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from em_core.errors import EmsweepError, UserError
-
-if TYPE_CHECKING:
-    from sweeps.spec import Site, Spec
+from sweeps import cli_cluster
+from sweeps.options import (
+    RESULTS,
+    RUNS,
+    AsJson,
+    Db,
+    Launcher,
+    LauncherName,
+    Root,
+    Sets,
+    SpecPath,
+    Target,
+    load,
+    plain_console,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -26,12 +36,6 @@ app = typer.Typer(
 )
 
 
-class LauncherName(StrEnum):
-    auto = "auto"
-    local = "local"
-    slurm = "slurm"
-
-
 class Format(StrEnum):
     table = "table"
     csv = "csv"
@@ -39,18 +43,8 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML).")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
-]
-Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", resolve_path=True, help="Folder of the runs.")]
-Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", resolve_path=True, help="Results file (DuckDB).")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
-Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
 Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]
-Target = Annotated[str, typer.Argument(metavar="SWEEP|CONFIG|RUN", help="A sweep, a config id or a run id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RUNS, RESULTS = Path("runs"), Path("results.duckdb")
 
 
 @app.command()
@@ -67,12 +61,12 @@ def plan(
     from sweeps.plan import make_plan, print_plan
     from sweeps.runner import pick_launcher
 
-    loaded, site = _load(spec, sets)
+    loaded, site = load(spec, sets)
     made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        print_plan(made, _console())
+        print_plan(made, plainplain_console())
 
 
 @app.command()
@@ -89,8 +83,8 @@ def run(
     from sweeps import runner
     from sweeps.finish import finish
 
-    loaded, site = _load(spec, sets)
-    console = _console()
+    loaded, site = load(spec, sets)
+    console = plain_console()
     done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
     finish(done, root, db, console)
     if done.failed or done.undone:
@@ -104,8 +98,8 @@ def submit(
     """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it."""
     from sweeps import runner
 
-    loaded, site = _load(spec, sets)
-    runner.send(loaded, root, db, site, _console(), yes=yes, retrain=retrain)
+    loaded, site = load(spec, sets)
+    runner.send(loaded, root, db, site, plain_console(), yes=yes, retrain=retrain)
 
 
 @app.command("follow-up")
@@ -120,7 +114,7 @@ def follow_up(
     from sweeps import follow
     from sweeps.manifest import find_sweep
 
-    follow.follow_up(find_sweep(root, sweep), db, _console(), tried, fruitless)
+    follow.follow_up(find_sweep(root, sweep), db, plain_console(), tried, fruitless)
 
 
 @app.command()
@@ -139,7 +133,7 @@ def status(
     names = [find_sweep(root, sweep).sweep] if sweep else [s.sweep for s in sweeps_under(root)]
     if not names:
         raise UserError(f"there is no sweep under {root} yet; `emsweep run SPEC` makes one")
-    console = _console()
+    console = plainplain_console()
     if as_json:
         print(json.dumps([show.status_record(find_sweep(root, n)) for n in names], indent=2))
     elif watch:
@@ -161,7 +155,7 @@ def show_run(run_id: Annotated[str, typer.Argument(metavar="RUN")], root: Root =
     if as_json:
         print(json.dumps(record, indent=2))
     else:
-        show.print_run(record, _console())
+        show.print_run(record, plainplain_console())
 
 
 @app.command()
@@ -174,7 +168,7 @@ def logs(
     """Print what the workers and supervisors of a sweep or a run logged."""
     from sweeps import show
 
-    show.print_logs(show.log_files(root, target), lines, follow, _console())
+    show.print_logs(show.log_files(root, target), lines, follow, plainplain_console())
 
 
 @app.command()
@@ -185,7 +179,7 @@ def cancel(target: Target, root: Root = RUNS, yes: Yes = False) -> None:
     runs = sum(len(found) for _, _, found in control.matching(root, target))
     if runs > 10 and not yes and sys.stdin.isatty() and not typer.confirm(f"Stop what is active of {runs:,} runs?"):
         raise UserError("nothing was cancelled")
-    _console().print(f"{control.cancel(root, target):,} runs cancelled")
+    plainplain_console().print(f"{control.cancel(root, target):,} runs cancelled")
 
 
 @app.command()
@@ -194,7 +188,7 @@ def retry(target: Target, root: Root = RUNS) -> None:
     from sweeps import control
 
     for sweep, n in control.retry(root, target).items():
-        _console().print(f"{sweep}: {n:,} failed runs will be tried again by the next `emsweep run`")
+        plainplain_console().print(f"{sweep}: {n:,} failed runs will be tried again by the next `emsweep run`")
 
 
 @app.command()
@@ -208,7 +202,7 @@ def exclude(
     from sweeps import control
 
     for sweep, n in control.exclude(root, target, reason, undo).items():
-        _console().print(
+        plainplain_console().print(
             f"{sweep}: {n:,} runs {'included again' if undo else 'excluded'}; `emsweep collect` brings it into the results"
         )
 
@@ -220,7 +214,7 @@ def collect(root: Root = RUNS, db: Db = RESULTS) -> None:
 
     done = bring(root, db)
     torn = f", {done.torn:,} unreadable lines passed over" if done.torn else ""
-    _console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
+    plainplain_console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
 
 
 @app.command()
@@ -249,7 +243,7 @@ def report(
     """Say what a sweep shows: three sentences, the cells, and one offline HTML page."""
     from sweeps.finish import print_full_report
 
-    print_full_report(sweep, root, db, out, _console())
+    print_full_report(sweep, root, db, out, plainplain_console())
 
 
 @app.command()
@@ -260,17 +254,7 @@ def schema() -> None:
     print(json.dumps(spec_schema(), indent=2))
 
 
-def _load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
-    from sweeps.spec import load_site, load_spec
-
-    site = load_site(path)
-    # Here we look for models where the jobs will: before huggingface_hub is imported, which reads these once.
-    os.environ.update({k: v for k, v in site.env.items() if k.startswith("HF_") and k != "HF_HUB_OFFLINE"})
-    return load_spec(path, sets or (), site), site
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False)
+app.add_typer(cli_cluster.app)
 
 
 def main(args: Any = None) -> None:

@@ -180,6 +180,10 @@ class Site(Strict):
     poll_seconds: float = Field(30, gt=0, description="Least time between two questions to the scheduler (seconds).")
     resources: dict[str, Any] = Field({}, description="Defaults for the specs' `resources`.")
 
+    def use_cache(self) -> None:
+        """Make this process look for models where the jobs will. Before huggingface_hub is imported: it reads these once."""
+        os.environ.update({k: v for k, v in self.env.items() if k.startswith("HF_") and k != "HF_HUB_OFFLINE"})
+
     def job_environment(self, launcher: str) -> dict[str, str]:
         """What jobs find in their environment. On Slurm they ask the Hub for nothing: `emsweep fetch` did before."""
         return {**({"HF_HUB_OFFLINE": "1"} if launcher == "slurm" else {}), **self.env}
