@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from sweeps.options import RESULTS, RUNS, AsJson, Db, Launcher, LauncherName, Root, Sets, SpecPath, load, plain_console
 
 app = typer.Typer()
+
+
+@app.command()
+def doctor(
+    launcher: Launcher = LauncherName.auto,
+    root: Root = RUNS,
+    model: Annotated[
+        str, typer.Option(help="Model to load there: `miniature`, a folder, or a Hub id (ID@REVISION).")
+    ] = "miniature",
+    timeout: Annotated[float, typer.Option(min=0.1, help="How long to wait for the job to start (minutes).")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a short job that looks around on a node, and say what works there, what does not, and what to do."""
+    from analysis.tables import text_table
+    from sweeps.doctor import check_root, examine
+    from sweeps.runner import pick_launcher
+    from sweeps.spec import load_site
+    from sweeps.verdicts import judge
+
+    site = load_site(Path("site.toml"))
+    site.use_cache()
+    check_root(root)
+    which = pick_launcher(launcher, site)
+    talk = Console(highlight=False, markup=False, stderr=as_json)
+    found = examine(root, which, site, model, timeout, lambda line: talk.print(line, soft_wrap=True))
+    checks = judge(found)
+    if as_json:
+        print(json.dumps({"launcher": which, "checks": [c.as_json() for c in checks], "found": found}, indent=2))
+    else:
+        for line in text_table([{**c.as_json(), "advice": c.advice or None} for c in checks], right=()):
+            talk.print(line.removesuffix("-").rstrip(), soft_wrap=True)
+    if any(c.verdict == "FAIL" for c in checks):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -21,8 +57,6 @@ def smoke(
     as_json: AsJson = False,
 ) -> None:
     """Run one step and one evaluation batch of each distinct shape of a spec; `plan` is priced by what it finds."""
-    from rich.console import Console
-
     from sweeps import runner
     from sweeps import smoke as small
     from sweeps.expand import expand

@@ -184,6 +184,15 @@ class Site(Strict):
         """Make this process look for models where the jobs will. Before huggingface_hub is imported: it reads these once."""
         os.environ.update({k: v for k, v in self.env.items() if k.startswith("HF_") and k != "HF_HUB_OFFLINE"})
 
+    def default_resources(self) -> Resources:
+        """What a job gets whose spec says nothing."""
+        return _resources(self.slurm_defaults(), {}, ("resources",))
+
+    def slurm_defaults(self) -> dict[str, Any]:
+        """The site's `resources`, with partition, account and QOS as submitit calls them."""
+        named = {f"slurm_{n}": getattr(self, n) for n in ("partition", "account", "qos") if getattr(self, n) is not None}
+        return {**self.resources, **named}
+
     def job_environment(self, launcher: str) -> dict[str, str]:
         """What jobs find in their environment. On Slurm they ask the Hub for nothing: `emsweep fetch` did before."""
         return {**({"HF_HUB_OFFLINE": "1"} if launcher == "slurm" else {}), **self.env}
@@ -375,10 +384,7 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
 
 def _resource_rules(spec: Spec, site: Site) -> tuple[Resources, ...]:
     """The spec's rules over the site's defaults. All but the last have a `when`, or some could never be reached."""
-    defaults = dict(site.resources)
-    for name in ("partition", "account", "qos"):
-        if getattr(site, name) is not None:
-            defaults[f"slurm_{name}"] = getattr(site, name)
+    defaults = site.slurm_defaults()
     if not isinstance(spec.resources, list):
         if "when" in spec.resources:
             raise SpecError(("resources", "when"), "belongs to a list of rules, whose last is for all others and has none")
