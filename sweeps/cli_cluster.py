@@ -78,3 +78,14 @@ def smoke(
         console.print(f"{plan.sweep}: {hours_text(plan)}", soft_wrap=True)
     if any(s.status not in ("completed", "diverged") for s in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch(spec: SpecPath, sets: Sets = None) -> None:
+    """Bring the models that a spec names into the cache, on a machine with network; jobs then run without."""
+    from sweeps.expand import expand
+    from sweeps.fetch import fetch as bring
+
+    loaded, _ = load(spec, sets)
+    for line in bring(expand(loaded)):
+        plain_console().print(line, soft_wrap=True)

@@ -77,14 +77,15 @@ def _priced(runs: Sequence[Trained], answers: Sequence[float], t: TrainingConfig
         low, middle, high = _tenths([r.seconds / _work(r.config.training) for r in runs])
         w = _work(t)
         return Seconds(middle * w, low * w, high * w, len(runs), answer=0.0)
-    train = [_spent(r, "rollout_seconds", "train_seconds") / _work(r.config.training) for r in detailed]
+    spent = [(_spent(r, "rollout_seconds", "train_seconds"), _sampled(r.config.training)) for r in detailed]
+    train = [seconds / tokens for seconds, tokens in spent if tokens] or [0.0]
     rest = [(r.first, r.seconds - _spent(r, "rollout_seconds", "train_seconds", "eval_seconds")) for r in detailed]
     later = [s for first, s in rest if not first]
     per_run = _tenths(later or [0.0])
     loads = [s for first, s in rest if first]
     load = max(0.0, statistics.median(loads) - per_run[1]) if loads else 0.0
     per_answer = _tenths(answers or [0.0])
-    low, middle, high = (a * _work(t) + b + c * own for a, b, c in zip(_tenths(train), per_run, per_answer, strict=True))
+    low, middle, high = (a * _sampled(t) + b + c * own for a, b, c in zip(_tenths(train), per_run, per_answer, strict=True))
     return Seconds(middle, low, high, len(detailed), load + shared * per_answer[1], per_answer[1] if answers else None)
 
 
@@ -120,8 +121,14 @@ def guessed(config: Config, device: str, evaluations: Sequence[EvaluationSteps] 
     return Seconds(middle, middle / 3, middle * 3, 0, answer * shared, answer)
 
 
+def _sampled(t: TrainingConfig) -> float:
+    """Tokens that a run's training samples at most."""
+    return float(t.max_steps * t.num_generations * t.max_completion_length)
+
+
 def _work(t: TrainingConfig) -> float:
-    return float(t.max_steps * t.num_generations * t.max_completion_length + 1)
+    """The same as a measure of work that is never zero."""
+    return _sampled(t) + 1
 
 
 def bytes_per_run(manifest: Manifest, config: TrainingConfig) -> int:
