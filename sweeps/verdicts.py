@@ -33,6 +33,8 @@ class Check:
 
 def judge(f: Record) -> list[Check]:
     """All checks, in the order in which a person wants to mend them; what was never reached is left out."""
+    if "error" in f["hello"]:
+        return list(_job(f))
     parts = (_job, _files, _clock, _code, _gpus, _memory, _locks, _signal, _disks, _model, _cluster, _requeue)
     return [check for part in parts for check in part(f)]
 
@@ -192,13 +194,8 @@ def _model(f: Record) -> Iterator[Check]:
     stages = m.get("stages") or {}
     if "error" in m or m["returncode"]:
         why = m.get("error") or (m["stderr"].strip().splitlines() or [f"exit code {m['returncode']}"])[-1][:300]
-        reached = (
-            "torch does not import"
-            if "torch" not in stages
-            else "it does not load"
-            if "load" not in stages
-            else "it does not run"
-        )
+        tried = {"torch": "torch does not import", "load": "it does not load", "forward": "it does not run"}
+        reached = next((words for stage, words in tried.items() if stage not in stages), "it does not end")
         advice = "a Hub model must be in the cache the site file names (env HF_HOME): `emsweep fetch SPEC` brings it"
         yield Check("model", "FAIL", f"{f['model_name']}: {reached}: {why}", "" if "torch" not in stages else advice)
         return
