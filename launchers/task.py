@@ -149,7 +149,9 @@ class Supervisor:
     def _hand_out(self, slot: Slot) -> None:
         record = self.assignment.queue.popleft()
         if slot.process is None:
-            slot.start(self.sweep.worker_log(self.job, slot.index), slot_environment(slot.index, self.assignment.header) | self.copies)
+            slot.start(
+                self.sweep.worker_log(self.job, slot.index), slot_environment(slot.index, self.assignment.header) | self.copies
+            )
             self.selector.register(slot.pipe, selectors.EVENT_READ, slot)
             slot.send({"execution": self.execution.model_dump()})
         slot.record = record

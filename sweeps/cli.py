@@ -66,7 +66,7 @@ def plan(
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        print_plan(made, plainplain_console())
+        print_plan(made, plain_console())
 
 
 @app.command()
@@ -133,7 +133,7 @@ def status(
     names = [find_sweep(root, sweep).sweep] if sweep else [s.sweep for s in sweeps_under(root)]
     if not names:
         raise UserError(f"there is no sweep under {root} yet; `emsweep run SPEC` makes one")
-    console = plainplain_console()
+    console = plain_console()
     if as_json:
         print(json.dumps([show.status_record(find_sweep(root, n)) for n in names], indent=2))
     elif watch:
@@ -155,7 +155,7 @@ def show_run(run_id: Annotated[str, typer.Argument(metavar="RUN")], root: Root =
     if as_json:
         print(json.dumps(record, indent=2))
     else:
-        show.print_run(record, plainplain_console())
+        show.print_run(record, plain_console())
 
 
 @app.command()
@@ -168,7 +168,7 @@ def logs(
     """Print what the workers and supervisors of a sweep or a run logged."""
     from sweeps import show
 
-    show.print_logs(show.log_files(root, target), lines, follow, plainplain_console())
+    show.print_logs(show.log_files(root, target), lines, follow, plain_console())
 
 
 @app.command()
@@ -179,7 +179,7 @@ def cancel(target: Target, root: Root = RUNS, yes: Yes = False) -> None:
     runs = sum(len(found) for _, _, found in control.matching(root, target))
     if runs > 10 and not yes and sys.stdin.isatty() and not typer.confirm(f"Stop what is active of {runs:,} runs?"):
         raise UserError("nothing was cancelled")
-    plainplain_console().print(f"{control.cancel(root, target):,} runs cancelled")
+    plain_console().print(f"{control.cancel(root, target):,} runs cancelled")
 
 
 @app.command()
@@ -188,7 +188,7 @@ def retry(target: Target, root: Root = RUNS) -> None:
     from sweeps import control
 
     for sweep, n in control.retry(root, target).items():
-        plainplain_console().print(f"{sweep}: {n:,} failed runs will be tried again by the next `emsweep run`")
+        plain_console().print(f"{sweep}: {n:,} failed runs will be tried again by the next `emsweep run`")
 
 
 @app.command()
@@ -202,7 +202,7 @@ def exclude(
     from sweeps import control
 
     for sweep, n in control.exclude(root, target, reason, undo).items():
-        plainplain_console().print(
+        plain_console().print(
             f"{sweep}: {n:,} runs {'included again' if undo else 'excluded'}; `emsweep collect` brings it into the results"
         )
 
@@ -214,7 +214,7 @@ def collect(root: Root = RUNS, db: Db = RESULTS) -> None:
 
     done = bring(root, db)
     torn = f", {done.torn:,} unreadable lines passed over" if done.torn else ""
-    plainplain_console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
+    plain_console().print(f"{db}: {done.runs:,} runs, {done.attempts:,} new attempts{torn}, {done.seconds:.1f} s")
 
 
 @app.command()
@@ -243,7 +243,7 @@ def report(
     """Say what a sweep shows: three sentences, the cells, and one offline HTML page."""
     from sweeps.finish import print_full_report
 
-    print_full_report(sweep, root, db, out, plainplain_console())
+    print_full_report(sweep, root, db, out, plain_console())
 
 
 @app.command()

@@ -27,6 +27,7 @@ from launchers.probe import answer_from, room
 from launchers.scheduler import ask as ask_slurm
 from launchers.slurm import SlurmLauncher
 from launchers.snapshot import provenance, take
+from sweeps.site import default_resources, job_environment
 from sweeps.spec import Site
 
 PINGS = 5
@@ -58,7 +59,7 @@ class LocalProbe:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launchers.probe", str(folder)],
             stderr=subprocess.PIPE,
-            env=os.environ | site.job_environment("local"),
+            env=os.environ | job_environment(site, "local"),
             start_new_session=True,
         )
 
@@ -81,10 +82,10 @@ class SlurmProbe:
 
     def __init__(self, root: Path, folder: Path, site: Site, minutes: int) -> None:
         self.logs = SweepDir(folder.parent, folder.name).logs
-        resources = site.default_resources().model_copy(update={"timeout_min": minutes}).model_dump(exclude={"when"})
+        resources = default_resources(site).model_copy(update={"timeout_min": minutes}).model_dump(exclude={"when"})
         batch = Batch(
             token=f"doctor-{folder.name}", name="emsweep-doctor", jobs=("doctor",), slots=1, code=take(root), resources=resources,
-            setup=tuple(site.setup), environment=site.job_environment("slurm"),
+            setup=tuple(site.setup), environment=job_environment(site, "slurm"),
         )  # fmt: skip
         self.launcher = SlurmLauncher(SweepDir(folder.parent, folder.name))
         self.id = self.launcher.call(answer_from, str(folder), batch)
@@ -176,7 +177,7 @@ def examine(root: Path, launcher: str, site: Site, model: str, minutes: float, s
     with disk_faults(folder):
         folder.mkdir(parents=True)
     found: Record = {"launcher": launcher, "here": provenance(), "model_name": model, "site": site.model_dump()}
-    found["gpus_asked"] = site.default_resources().gpus_per_run or 0
+    found["gpus_asked"] = default_resources(site).gpus_per_run or 0
     probe: Probe | None = None
     try:
         probe = LocalProbe(folder, site) if launcher == "local" else SlurmProbe(root, folder, site, 12)

@@ -47,8 +47,9 @@ def plain_console() -> Console:
 
 def load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
     """A spec and the site beside it. Models are looked for where the jobs will look: the site's cache is ours from here on."""
+    from sweeps.site import use_cache
     from sweeps.spec import load_site, load_spec
 
     site = load_site(path)
-    site.use_cache()
+    use_cache(site)
     return load_spec(path, sets or (), site), site

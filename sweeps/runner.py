@@ -27,6 +27,7 @@ from sweeps.observe import Observer
 from sweeps.plan import Plan, make_plan, spec_fields
 from sweeps.progress import watching
 from sweeps.reconcile import View
+from sweeps.site import runs_offline
 from sweeps.spec import Site, Spec
 
 ASK_ABOVE = 1.0
@@ -101,12 +102,11 @@ def _prepared(spec: Spec, root: Path, launcher: str, site: Site, console: Consol
     expansion = expand(spec)
     plan = make_plan(spec, expansion, root, launcher, retrain)
     if plan.to_train or plan.to_evaluate:
-        offline = site.job_environment(launcher).get("HF_HUB_OFFLINE", "0") not in ("0", "")
         for name, revision, method in {
             (c.training.model_name_or_path, c.training.model_revision, c.training.method) for c in expansion.configs
         }:
             if method != "noop":
-                check_available(name, revision, offline)
+                check_available(name, revision, runs_offline(site, launcher))
     console.print(first_line(plan), soft_wrap=True)
     hours = plan.device_hours
     if plan.to_train and not yes and (hours is None or hours[1] > ASK_ABOVE):

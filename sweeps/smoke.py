@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,8 +93,11 @@ def write_smoke(spec: Spec, root: Path, site: Site) -> Spec:
     yaml = YAML()
     yaml.width = 1000
     yaml.dump(data, text)
+    beside = spec.document.path.with_name("site.toml")
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if beside.is_file():
+            shutil.copy(beside, path.with_name("site.toml"))  # a follow-up job goes by the file beside the spec
         path.write_text("# Written by `emsweep smoke`.\n" + text.getvalue(), encoding="utf-8")
     return load_spec(path, (), site)
 

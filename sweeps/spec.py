@@ -180,22 +180,10 @@ class Site(Strict):
     poll_seconds: float = Field(30, gt=0, description="Least time between two questions to the scheduler (seconds).")
     resources: dict[str, Any] = Field({}, description="Defaults for the specs' `resources`.")
 
-    def use_cache(self) -> None:
-        """Make this process look for models where the jobs will. Before huggingface_hub is imported: it reads these once."""
-        os.environ.update({k: v for k, v in self.env.items() if k.startswith("HF_") and k != "HF_HUB_OFFLINE"})
-
-    def default_resources(self) -> Resources:
-        """What a job gets whose spec says nothing."""
-        return _resources(self.slurm_defaults(), {}, ("resources",))
-
     def slurm_defaults(self) -> dict[str, Any]:
         """The site's `resources`, with partition, account and QOS as submitit calls them."""
         named = {f"slurm_{n}": getattr(self, n) for n in ("partition", "account", "qos") if getattr(self, n) is not None}
         return {**self.resources, **named}
-
-    def job_environment(self, launcher: str) -> dict[str, str]:
-        """What jobs find in their environment. On Slurm they ask the Hub for nothing: `emsweep fetch` did before."""
-        return {**({"HF_HUB_OFFLINE": "1"} if launcher == "slurm" else {}), **self.env}
 
 
 FIELD_TYPES: dict[str, TypeAdapter[Any]] = {

@@ -19,6 +19,7 @@ from sweeps import price
 from sweeps.expand import Config, EvaluationSteps
 from sweeps.manifest import Manifest
 from sweeps.reconcile import Need
+from sweeps.site import job_environment
 from sweeps.spec import Resources, Site, Spec
 
 LOCAL_JOB = 100_000
@@ -172,7 +173,7 @@ def submit(
             code=code,
             resources=chunk[0].resources.model_dump(exclude={"when"}),
             setup=tuple(site.setup),
-            environment=site.job_environment(launcher.name),
+            environment=job_environment(site, launcher.name),
             parallelism=share,
             exclude_nodes=exclude_nodes,
         )

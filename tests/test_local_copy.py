@@ -16,6 +16,7 @@ from em_core import models
 from em_core.config import TrainingConfig
 from em_core.journal import SweepDir, read_records, write_whole
 from launchers import local_copy
+from sweeps.site import job_environment, runs_offline
 from sweeps.spec import Site
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +145,11 @@ def test_workers_load_from_the_copy(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.fast
 def test_jobs_on_slurm_are_offline_unless_the_site_says_otherwise() -> None:
-    assert Site(env={"A": "b"}).job_environment("slurm") == {"HF_HUB_OFFLINE": "1", "A": "b"}
-    assert Site(env={"HF_HUB_OFFLINE": "0"}).job_environment("slurm") == {"HF_HUB_OFFLINE": "0"}
-    assert Site().job_environment("local") == {}
+    assert job_environment(Site(env={"A": "b"}), "slurm") == {"HF_HUB_OFFLINE": "1", "A": "b"}
+    assert job_environment(Site(env={"HF_HUB_OFFLINE": "0"}), "slurm") == {"HF_HUB_OFFLINE": "0"}
+    assert [runs_offline(Site(env=e), "slurm") for e in ({}, {"HF_HUB_OFFLINE": "0"}, {"HF_HUB_OFFLINE": "true"})] == [
+        True,
+        False,
+        True,
+    ]
+    assert job_environment(Site(), "local") == {}
