@@ -56,7 +56,7 @@ class Policy:
     @classmethod
     def load(cls, name: str, revision: str | None, device: torch.device, dtype: torch.dtype) -> Policy:
         """The model `name` (see `em_core.models`) on `device`, computing in `dtype`."""
-        source: str | Path = resolve_model(name) or name
+        source: str | Path = resolve_model(name, revision) or name
         revision = revision if isinstance(source, str) else None
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
         return cls(model, AutoTokenizer.from_pretrained(source, revision=revision), device, dtype)

@@ -21,9 +21,23 @@ CONTENT = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_TIMEOUT = 5.0
 """Seconds the Hub has to answer."""
+LOCAL_MODELS = "EMSWEEP_LOCAL_MODELS"
+"""Environment of a worker: JSON, model as `at_revision` names it -> folder of its copy on the node's own disk."""
 
 
-def resolve_model(name: str) -> Path | None:
+def at_revision(name: str, revision: str | None) -> str:
+    """`NAME`, or `NAME@REVISION`: a model with its revision in one word."""
+    return f"{name}@{revision}" if revision else name
+
+
+def resolve_model(name: str, revision: str | None = None) -> Path | None:
+    """The folder to load a model from: its copy on this node's disk where there is one, else as `model_folder` says."""
+    copies: dict[str, str] = json.loads(os.environ.get(LOCAL_MODELS) or "{}")
+    copy = copies.get(at_revision(name, revision))
+    return Path(copy) if copy is not None else model_folder(name)
+
+
+def model_folder(name: str) -> Path | None:
     """The folder of a shipped or local model; None where `name` is a Hub id.
 
     Raises `UserError` where a path is not there or holds no checkpoint.
@@ -44,9 +58,9 @@ def model_key(name: str, revision: str | None = None) -> str:
     """What the model is: `hub:ID@REVISION` (`default` where none is said) or `sha256:...` of a folder's content files.
 
     Hashing 15 GB takes half a minute, so keys are remembered by (path, size, mtime) under the user's cache folder.
-    Raises `UserError` as `resolve_model` does.
+    Raises `UserError` as `model_folder` does.
     """
-    folder = resolve_model(name)
+    folder = model_folder(name)  # never a node's copy: where a model is loaded from is no part of what it is
     if folder is None:
         return f"hub:{name}@{revision or 'default'}"
     files = sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file())
@@ -90,23 +104,38 @@ def _remember(memo: Path, key: str) -> None:
         pass
 
 
-def check_available(name: str, revision: str | None = None) -> None:
-    """Raises `UserError` where a job could not load the model: no such folder, or neither cached nor on the Hub.
+def check_available(name: str, revision: str | None = None, offline: bool = False) -> None:
+    """Raises `UserError` where a job could not load the model: no such folder, nor cached, nor (unless `offline`) on the Hub.
 
     Asks the Hub only for what is not in the local cache, waits five seconds at most, and respects HF_HUB_OFFLINE.
     """
-    if resolve_model(name) is not None or _cached(name, revision, "config.json") is not None:
+    if model_folder(name) is not None or cached_folder(name, revision) is not None:
         return
     from huggingface_hub import HfApi, constants
 
     said = f"model {name!r}" + (f" (revision {revision!r})" if revision else "")
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{said} is not in the local Hugging Face cache, and HF_HUB_OFFLINE is set")
+    if offline or constants.HF_HUB_OFFLINE:
+        why = "jobs run offline" if offline else "HF_HUB_OFFLINE is set"
+        raise UserError(f"{said} is not (or not whole) in the Hugging Face cache, and {why}: `emsweep fetch SPEC` brings it")
     try:
         HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
     except Exception as error:  # whatever the HTTP library of the day raises: the model cannot be had
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{said} is neither a folder, nor in the local Hugging Face cache, nor on the Hub: {why[0]}") from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{said} is neither a folder, nor in the local Hugging Face cache, nor on the Hub: {why}") from error
+
+
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a Hub model in the local cache where all of its weights are there, else None."""
+    config = _cached(name, revision, "config.json")
+    return config.parent if config is not None and _is_whole(config.parent) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's weights are all there: every file of an index where it has one, else any."""
+    indexes = [set(json.loads(p.read_text())["weight_map"].values()) for p in folder.glob("*.index.json")]
+    if indexes:
+        return any(all((folder / file).is_file() for file in files) for files in indexes)
+    return any(p.suffix in (".safetensors", ".bin") for p in folder.iterdir())
 
 
 def _cached(name: str, revision: str | None, file: str) -> Path | None:
@@ -130,7 +159,7 @@ def param_count(name: str, revision: str | None = None) -> int | None:
 
 
 def _folder(name: str, revision: str | None) -> Path | None:
-    folder = resolve_model(name)
+    folder = model_folder(name)
     if folder is None and (config := _cached(name, revision, "config.json")):
         folder = config.parent
     return folder

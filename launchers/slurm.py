@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ class SlurmLauncher:
     def submit(self, batch: Batch) -> list[str]:
         assignments = [str(self.sweep.assignment(job)) for job in batch.jobs]
         return self._submit(run_job, assignments, submitit_parameters(batch), batch.environment)
+
+    def call(self, function: Callable[[str], Any], argument: str, batch: Batch) -> str:
+        """Submit one job that calls `function(argument)`, with everything a batch's jobs get; its id."""
+        [job] = self._submit(function, [argument], submitit_parameters(batch), batch.environment)
+        return job
 
     def follow(self, name: str, after: Sequence[str], command: Sequence[str], code: Path, parameters: Mapping[str, Any]) -> str:
         """Submit a one-CPU job that runs `command` when all the jobs `after` are over, however they ended; its id."""

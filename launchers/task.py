@@ -26,7 +26,7 @@ from types import FrameType
 from em_core.config import Execution, can_halve
 from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, encode
-from launchers import causes
+from launchers import causes, local_copy
 from launchers.assignment import Assignment, finished_before
 from launchers.halting import LOOK_EVERY, count_alike, halt, halted, is_failure
 from launchers.slot import Slot, slot_environment
@@ -67,6 +67,7 @@ class Supervisor:
         self.alike: Counter[str] = Counter()
         self.looked_at = -LOOK_EVERY
         self.memory_kills = causes.memory_kills()
+        self.copies: dict[str, str] = {}
         self.selector = selectors.DefaultSelector()
         with disk_faults(sweep.journals):
             sweep.logs.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,7 @@ class Supervisor:
             held = lock.enter_context(open(self.journal.path, "rb"))
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._journal_start()
+            self.copies = local_copy.of_job(self.assignment.header, lambda: bool(self.stopping))
             try:
                 self._loop()
             finally:
@@ -147,7 +149,9 @@ class Supervisor:
     def _hand_out(self, slot: Slot) -> None:
         record = self.assignment.queue.popleft()
         if slot.process is None:
-            slot.start(self.sweep.worker_log(self.job, slot.index), slot_environment(slot.index, self.assignment.header))
+            slot.start(
+                self.sweep.worker_log(self.job, slot.index), slot_environment(slot.index, self.assignment.header) | self.copies
+            )
             self.selector.register(slot.pipe, selectors.EVENT_READ, slot)
             slot.send({"execution": self.execution.model_dump()})
         slot.record = record

@@ -6,16 +6,25 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from em_core.errors import EmsweepError, UserError
-from sweeps import cli_care
-from sweeps.options import RESULTS, RUNS, AsJson, Db, Root, plain_console
-
-if TYPE_CHECKING:
-    from sweeps.spec import Site, Spec
+from sweeps import cli_care, cli_cluster
+from sweeps.options import (
+    RESULTS,
+    RUNS,
+    AsJson,
+    Db,
+    Launcher,
+    LauncherName,
+    Root,
+    Sets,
+    SpecPath,
+    load,
+    plain_console,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -26,12 +35,6 @@ app = typer.Typer(
 )
 
 
-class LauncherName(StrEnum):
-    auto = "auto"
-    local = "local"
-    slurm = "slurm"
-
-
 class Format(StrEnum):
     table = "table"
     csv = "csv"
@@ -39,12 +42,7 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML).")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
-]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
-Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
 Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]
 
 
@@ -62,7 +60,7 @@ def plan(
     from sweeps.plan import make_plan, print_plan
     from sweeps.runner import pick_launcher
 
-    loaded, site = _load(spec, sets)
+    loaded, site = load(spec, sets)
     made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
@@ -84,7 +82,7 @@ def run(
     from sweeps import runner
     from sweeps.finish import finish
 
-    loaded, site = _load(spec, sets)
+    loaded, site = load(spec, sets)
     console = plain_console()
     done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
     finish(done, root, db, console)
@@ -99,7 +97,7 @@ def submit(
     """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it."""
     from sweeps import runner
 
-    loaded, site = _load(spec, sets)
+    loaded, site = load(spec, sets)
     runner.send(loaded, root, db, site, plain_console(), yes=yes, retrain=retrain)
 
 
@@ -178,13 +176,7 @@ def schema() -> None:
 
 
 app.add_typer(cli_care.app)
-
-
-def _load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
-    from sweeps.spec import load_site, load_spec
-
-    site = load_site(path)
-    return load_spec(path, sets or (), site), site
+app.add_typer(cli_cluster.app)
 
 
 def main(args: Any = None) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from em_core.config import METHODS, Evaluation, TrainingConfig, config_id, run_id, steps_within
 from em_core.errors import UserError
-from em_core.models import model_key, resolve_model
+from em_core.models import model_folder, model_key
 from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
 from sweeps.axes import MAX_RUNS, checked, drawn, values_of
 from sweeps.complaints import said_as, unknown
@@ -292,7 +292,7 @@ def _config(
     if not own:
         with _blamed(spec, "model_name_or_path"):
             key = find_model((values["model_name_or_path"], values.get("model_revision")))
-            folder = resolve_model(values["model_name_or_path"])
+            folder = model_folder(values["model_name_or_path"])
         if folder is not None and values["model_name_or_path"] != "miniature":
             values["model_name_or_path"] = str(folder)
     training = TrainingConfig(**values)

@@ -20,6 +20,7 @@ from sweeps.handout import FRUITLESS_ROUNDS, Round, ensure_follow_up, play_round
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import View
+from sweeps.site import use_cache
 from sweeps.spec import Site, Spec, load_site, load_spec
 
 PATIENCE = 300.0
@@ -30,6 +31,7 @@ def as_submitted(manifest: Manifest) -> tuple[Spec, Site]:
     """The spec as it was when the sweep was last submitted, whatever became of its file; the site as it is now."""
     path = Path(manifest.spec["spec_path"])
     site = load_site(path)
+    use_cache(site)
     return load_spec(path, manifest.spec.get("sets", ()), site, manifest.spec["spec"]), site
 
 

@@ -65,7 +65,7 @@ def play_round(
         todo = [(r, need) for r, need in todo if view.states[r] is not RunStatus.CANCELLED]
     if not todo:
         return Round(view, (), frozenset(), 0)
-    expected = expected_seconds(sweep, manifest.configs, spec, launcher.name)
+    expected = expected_seconds(sweep, manifest.configs, spec, launcher.name, manifest.wanted_evaluations)
     fitting = affordable(spec, launcher.name, sweep, manifest, view, observer.tries(), todo, expected)
     if not fitting:
         return Round(view, (), frozenset(), len(todo))

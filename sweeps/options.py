@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from sweeps.spec import Site, Spec
+
+
+class LauncherName(StrEnum):
+    auto = "auto"
+    local = "local"
+    slurm = "slurm"
+
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML).")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
+]
+Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
 Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", resolve_path=True, help="Folder of the runs.")]
 Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", resolve_path=True, help="Results file (DuckDB).")]
 Target = Annotated[str, typer.Argument(metavar="SWEEP|CONFIG|RUN", help="A sweep, a config id or a run id.")]
@@ -27,3 +43,13 @@ RUNS, RESULTS = Path("runs"), Path("results.duckdb")
 def plain_console() -> Console:
     """Where commands print: words as they are, never taken for markup."""
     return Console(highlight=False, markup=False)
+
+
+def load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
+    """A spec and the site beside it. Models are looked for where the jobs will look: the site's cache is ours from here on."""
+    from sweeps.site import use_cache
+    from sweeps.spec import load_site, load_spec
+
+    site = load_site(path)
+    use_cache(site)
+    return load_spec(path, sets or (), site), site

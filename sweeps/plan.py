@@ -11,15 +11,15 @@ from rich.console import Console
 
 from analysis.tables import text_table
 from em_core.journal import RunStatus, SweepDir
-from sweeps import price
-from sweeps.budget import budget_of, expected_hours
+from sweeps import history, price
+from sweeps.budget import budget_of, devices
 from sweeps.codes import CodeRuns, done_under
 from sweeps.expand import Config, Expansion
 from sweeps.manifest import Manifest, additions, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import Need, View
 from sweeps.spec import Spec
-from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack
+from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack, uses_gpu
 
 HEAD = 12
 """Rows of the config table that are shown."""
@@ -97,10 +97,11 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     observer = Observer(sweep)
     view = observer.look(manifest)
     configs = {c.config_id: c for c in expansion.configs}
-    seconds = expected_seconds(sweep, configs, spec, launcher)
+    seconds = expected_seconds(sweep, configs, spec, launcher, manifest.wanted_evaluations)
     todo = todo_of(view, retrain)
     jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
-    memory = price.memory(expansion.configs, spec)
+    peaks = history.peaks(root, {c.model for c in expansion.configs}, uses_gpu(spec, launcher))
+    memory = price.memory(expansion.configs, spec, peaks)
     workers = _workers(jobs, spec, launcher)
     trained = [r for r, need in todo if not need]
     budget = budget_of(spec, launcher, sweep, manifest, view, observer.tries(), seconds)
@@ -128,7 +129,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         workers=workers,
         files=_files(jobs, launcher),
         bytes=_bytes(manifest, todo),
-        device_hours=_hours(trained, manifest, spec, launcher, seconds),
+        device_hours=_hours(manifest, jobs, seconds),
         minutes=_minutes(trained, seconds, workers),
         budget=budget.as_json() if budget else None,
         measured_runs=max((s.runs for s in seconds.values()), default=0),
@@ -162,16 +163,22 @@ def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
 
 
 def _hours(
-    trained: Sequence[str], manifest: Manifest, spec: Spec, launcher: str, seconds: Mapping[str, price.Seconds]
+    manifest: Manifest, jobs: Sequence[PlannedJob], seconds: Mapping[str, price.Seconds]
 ) -> tuple[float, float, float] | None:
-    """Device-hours of these runs, (low, middle, high); None where some config has no history."""
-    middle = expected_hours(trained, manifest, spec, launcher, seconds)
-    if len(middle) < len(trained):
-        return None
-    spread = {c: (s.low / s.middle, s.high / s.middle) if s.middle else (1.0, 1.0) for c, s in seconds.items()}
-    around = [(h * low, h, h * high) for r, h in middle.items() for low, high in [spread[manifest.runs[r].config_id]]]
-    low, expected, high = (sum(column) for column in zip(*around, strict=True)) if around else (0.0, 0.0, 0.0)
-    return low, expected, high
+    """Device-hours of training, evaluating and loading what is to be done; None where some config has no price."""
+    low = middle = high = 0.0
+    for j in jobs:
+        each = devices(j.resources.gpus_per_run) / 3600
+        for run_id, need in j.runs:
+            s = seconds.get(manifest.runs[run_id].config_id)
+            if s is None or (need and s.answer is None):
+                return None
+            answers = history.needed_tokens(manifest, need) * (s.answer or 0.0)
+            times = (answers, answers, answers) if need else (s.low, s.middle, s.high)
+            low, middle, high = (total + each * t for total, t in zip((low, middle, high), times, strict=True))
+        load = each * j.slots * seconds[manifest.runs[j.runs[0][0]].config_id].load
+        low, middle, high = low + load, middle + load, high + load
+    return low, middle, high
 
 
 def _minutes(trained: Sequence[str], seconds: Mapping[str, price.Seconds], workers: int) -> float | None:
@@ -226,6 +233,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     for model, parts in plan.memory_gib.items():
         if parts is None:
             console.print(f"  {model}: memory unknown until the model is in the local cache", soft_wrap=True, markup=False)
+        elif "measured" in parts:
+            console.print(f"  {model}: {_memory(parts['measured'])} per run at its peak, measured", soft_wrap=True, markup=False)
         else:
             console.print(
                 f"  {model}: about {_memory(parts['device'])} per run on the device, {_memory(parts['host'])} on the host",
@@ -250,7 +259,7 @@ def _memory(gib: float) -> str:
 
 def hours_text(plan: Plan) -> str:
     """Device-hours in words."""
-    if plan.to_train == 0:
+    if plan.to_train + plan.to_evaluate == 0:
         return "nothing to train"
     if plan.device_hours is None:
         return "device-hours unknown: no such run was measured under this root, and no model is here to guess from"

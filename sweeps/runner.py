@@ -27,6 +27,7 @@ from sweeps.observe import Observer
 from sweeps.plan import Plan, make_plan, spec_fields
 from sweeps.progress import watching
 from sweeps.reconcile import View
+from sweeps.site import runs_offline
 from sweeps.spec import Site, Spec
 
 ASK_ABOVE = 1.0
@@ -70,7 +71,7 @@ def run(
     spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool, retrain: bool = False
 ) -> Result:
     """Carry the sweep to its end, watching. Interrupt it at will: the same command goes on where it stopped."""
-    expansion = _prepared(spec, root, launcher, console, yes, retrain)
+    expansion = _prepared(spec, root, launcher, site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), _terminable():
         view = _rounds(spec, expansion, sweep, db, launcher, site, console, retrain)
@@ -79,7 +80,7 @@ def run(
 
 def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> None:
     """Submit to Slurm what is missing and return at once."""
-    expansion = _prepared(spec, root, "slurm", console, yes, retrain)
+    expansion = _prepared(spec, root, "slurm", site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     observer = Observer(sweep)
     with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
@@ -96,14 +97,14 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     )
 
 
-def _prepared(spec: Spec, root: Path, launcher: str, console: Console, yes: bool, retrain: bool) -> Expansion:
+def _prepared(spec: Spec, root: Path, launcher: str, site: Site, console: Console, yes: bool, retrain: bool) -> Expansion:
     """Expand and plan, say in one line what will happen, and ask where it is much."""
     expansion = expand(spec)
     plan = make_plan(spec, expansion, root, launcher, retrain)
     if plan.to_train or plan.to_evaluate:
         trained = [c.training for c in expansion.configs if c.training.loads_model]
         for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
-            check_available(name, revision)
+            check_available(name, revision, runs_offline(site, launcher))
     console.print(first_line(plan), soft_wrap=True)
     hours = plan.device_hours
     if plan.to_train and not yes and (hours is None or hours[1] > ASK_ABOVE):

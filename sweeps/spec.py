@@ -168,7 +168,6 @@ class Site(Strict):
     account: str | None = Field(None, description="Slurm account.")
     qos: str | None = Field(None, description="Slurm quality of service.")
     setup: list[str] = Field([], description="Shell lines before each job (module load ...).")
-    env: dict[str, str] = Field({}, description="Environment of the jobs (HF_HOME, HF_HUB_OFFLINE, ...).")
     max_array_size: int | None = Field(None, ge=1, description="Longest Slurm array (tasks; none: the cluster's MaxArraySize).")
     max_submit_jobs: int | None = Field(
         None, ge=2, description="Jobs one user may have in the queue (count; none: what the cluster's accounting allows)."
@@ -179,8 +178,19 @@ class Site(Strict):
     follow_up_resources: dict[str, Any] = Field({}, description="Slurm parameters of that job (slurm_partition: cpu, ...).")
     on_done: str | None = Field(None, description="Shell command when a sweep is done (mail, chat); the summary is its input.")
     on_stop: str | None = Field(None, description="Shell command when a sweep stops before it is done; the reason is its input.")
+    env: dict[str, str] = Field(
+        {}, description="Environment of the jobs (HF_HOME, ...). On Slurm HF_HUB_OFFLINE is 1 unless set here."
+    )
+    local_disk: str | None = Field(
+        None, description="Disk of a node (a folder, or $TMPDIR): models are copied there once and loaded from there."
+    )
     poll_seconds: float = Field(30, gt=0, description="Least time between two questions to the scheduler (seconds).")
     resources: dict[str, Any] = Field({}, description="Defaults for the specs' `resources`.")
+
+    def slurm_defaults(self) -> dict[str, Any]:
+        """The site's `resources`, with partition, account and QOS as submitit calls them."""
+        named = {f"slurm_{n}": getattr(self, n) for n in ("partition", "account", "qos") if getattr(self, n) is not None}
+        return {**self.resources, **named}
 
 
 FIELD_TYPES: dict[str, TypeAdapter[Any]] = {
@@ -375,10 +385,7 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
 
 def _resource_rules(spec: Spec, site: Site) -> tuple[Resources, ...]:
     """The spec's rules over the site's defaults. All but the last have a `when`, or some could never be reached."""
-    defaults = dict(site.resources)
-    for name in ("partition", "account", "qos"):
-        if getattr(site, name) is not None:
-            defaults[f"slurm_{name}"] = getattr(site, name)
+    defaults = site.slurm_defaults()
     if not isinstance(spec.resources, list):
         if "when" in spec.resources:
             raise SpecError(("resources", "when"), "belongs to a list of rules, whose last is for all others and has none")

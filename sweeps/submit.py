@@ -12,12 +12,14 @@ from typing import Any
 
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
+from em_core.models import MINIATURE, at_revision, cached_folder, model_folder
 from launchers.base import Batch, Launcher
 from launchers.snapshot import take, visible_gpus
 from sweeps import price
-from sweeps.expand import Config
+from sweeps.expand import Config, EvaluationSteps
 from sweeps.manifest import Manifest
 from sweeps.reconcile import Need
+from sweeps.site import job_environment
 from sweeps.spec import Resources, Site, Spec
 
 LOCAL_JOB = 100_000
@@ -92,22 +94,31 @@ def local_slots(rule: Resources) -> int:
     return max(1, len(os.sched_getaffinity(0)) // rule.cpus_per_run)
 
 
-def expected_seconds(sweep: SweepDir, configs: Mapping[str, Config], spec: Spec, launcher: str) -> dict[str, price.Seconds]:
+def expected_seconds(
+    sweep: SweepDir, configs: Mapping[str, Config], spec: Spec, launcher: str, evaluations: Sequence[EvaluationSteps] = ()
+) -> dict[str, price.Seconds]:
     """Expected seconds per run by config: measured where there is history, guessed from the model's size elsewhere."""
-    seconds = price.measured(sweep, configs)
-    rule = spec.resources_for({})
-    gpus = on_this_machine(rule).gpus_per_run if launcher == "local" else rule.gpus_per_run
+    gpu = uses_gpu(spec, launcher)
+    seconds = price.measured(sweep, configs, evaluations, gpu)
     guesses: dict[tuple[object, ...], price.Seconds | None] = {}
     for config_id, c in configs.items():
         if config_id not in seconds:
             t = c.training
             shape = (t.method, c.model, t.max_steps, t.num_generations, t.max_completion_length)
             if shape not in guesses:
-                guesses[shape] = price.guessed(c, "gpu" if gpus else "cpu")
+                guesses[shape] = price.guessed(c, "gpu" if gpu else "cpu", evaluations)
             guess = guesses[shape]
             if guess is not None:
                 seconds[config_id] = guess
     return seconds
+
+
+def uses_gpu(spec: Spec, launcher: str) -> bool:
+    """Whether runs will meet a GPU."""
+    if spec.execution.device == "cpu":
+        return False
+    rule = spec.resources_for({})
+    return bool((on_this_machine(rule) if launcher == "local" else rule).gpus_per_run)
 
 
 def _runs_per_job(rule: Resources, slots: int, seconds: Sequence[float | None]) -> int:
@@ -154,7 +165,7 @@ def submit(
         batch = f"b{number + i:04d}"
         chunk_names = [f"{batch}-{j:05d}" for j in range(len(chunk))]
         for name, job in zip(chunk_names, chunk, strict=True):
-            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {})
+            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {}, site.local_disk)
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
         intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs, "t": time.time()}
@@ -167,7 +178,7 @@ def submit(
             code=code,
             resources=chunk[0].resources.model_dump(exclude={"when"}),
             setup=tuple(site.setup),
-            environment=site.env,
+            environment=job_environment(site, launcher.name),
             parallelism=share,
             exclude_nodes=exclude_nodes,
         )
@@ -227,6 +238,7 @@ def _write_assignment(
     spec: Spec,
     launcher: str,
     troubles: Mapping[str, Mapping[str, int]],
+    local_disk: str | None = None,
 ) -> None:
     """A plain sweep's assignment is written whole and closed."""
     execution = spec.execution.model_copy(update={"threads": job.resources.cpus_per_run})
@@ -244,6 +256,8 @@ def _write_assignment(
         "evaluations": [[i, e.model_dump(), list(steps)] for i, e, steps in manifest.wanted_evaluations],
         "launcher": launcher,
     }
+    if local_disk and launcher == "slurm":
+        header |= {"local_disk": local_disk, "model_folders": _model_folders(manifest, job)}
     records: list[tuple[str, Mapping[str, Any]]] = [("job", header)]
     told: set[str] = set()
     for run_id, need in job.runs:
@@ -256,3 +270,15 @@ def _write_assignment(
         met = {"troubles": dict(troubles[run_id])} if run_id in troubles else {}
         records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode, **met}))
     write_whole(sweep.assignment(name), [*records, ("close", {})])
+
+
+def _model_folders(manifest: Manifest, job: PlannedJob) -> dict[str, str]:
+    """The shared folder of every model that a job loads and that has one; the shipped miniature is not worth a copy."""
+    configs = {manifest.runs[r].config_id for r, _ in job.runs}
+    found = {}
+    for t in (manifest.configs[c].training for c in configs):
+        if t.method != "noop" and t.model_name_or_path != MINIATURE:
+            folder = model_folder(t.model_name_or_path) or cached_folder(t.model_name_or_path, t.model_revision)
+            if folder is not None:
+                found[at_revision(t.model_name_or_path, t.model_revision)] = str(folder)
+    return found

@@ -1,0 +1,191 @@
+"""`emsweep smoke`: one step and one evaluation batch of each distinct shape, as a sweep of its own that prices the real one.
+
+What is written is a spec like any other (runs/NAME.smoke/spec.yaml), so everything that reads sweeps knows what to do with
+it. Each shape has a resource rule of its own, so each is a job of its own: its peak memory is its own, too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from em_core.config import METHODS, Evaluation, TrainingConfig
+from em_core.journal import SweepDir, disk_faults
+from em_core.prompts import PROMPTS
+from em_core.tasks import BUILT_IN
+from sweeps import history
+from sweeps.expand import Config, Expansion, expand
+from sweeps.spec import Resources, Site, Spec, load_spec
+
+LONGEST = 80 - len(history.SMOKE)
+"""Characters that the name of a spec leaves for the name of its sweep."""
+NAMING = ("model_name_or_path", "model_revision", "method", "num_generations", "max_completion_length", "dtype", "kl_coef")
+"""Training fields by which a person tells shapes apart."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one shape of a sweep took: seconds per update and per evaluation batch, seconds to load, GiB at the peak.
+
+    `configs` is how many configs of the sweep have it. Figures are None where the method records none (noop).
+    """
+
+    fields: dict[str, Any]
+    configs: int
+    status: str
+    message: str
+    device: str
+    load_seconds: float | None
+    step_seconds: float | None
+    eval_seconds: float | None
+    peak_gib: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def smoke_name(sweep: str) -> str:
+    """The smoke sweep's name: the sweep's, without what only overrides bring (`+`, `=`), and `.smoke`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", sweep)[:LONGEST] + history.SMOKE
+
+
+def shapes(spec: Spec, expansion: Expansion) -> list[list[Config]]:
+    """Configs of one shape together: same memory, time per step and resources. The longest prompt comes first."""
+    groups: dict[Any, list[Config]] = {}
+    execution = spec.execution.model_dump()
+    for c in expansion.configs:
+        key = history.shape(c.training, c.model, execution), _rule(spec, c).model_dump_json()
+        groups.setdefault(key, []).append(c)
+    return [sorted(group, key=lambda c: -len(c.training.prompt)) for group in groups.values()]
+
+
+def smoke_spec(spec: Spec, expansion: Expansion) -> dict[str, Any]:
+    """The smoke sweep as the data of a spec: an arm and a resource rule per shape."""
+    chosen = [group[0] for group in shapes(spec, expansion)]
+    arms = {f"shape-{i}": _fields(c) for i, c in enumerate(chosen, 1)}
+    rules = [{"when": _when(c), **_rule(spec, c).model_dump(exclude={"when"}, exclude_none=True)} for c in chosen]
+    batch = spec.execution.per_device_eval_batch_size
+    return {
+        "name": smoke_name(expansion.sweep),
+        "description": f"One step and one evaluation batch of each shape of {expansion.sweep}.",
+        "arms": arms,
+        "seeds": [expansion.runs[0].seed],
+        "evaluate": [_entry(e, batch) for _, e, _ in expansion.evaluations],
+        "resources": [*rules, {}],
+        "execution": spec.execution.model_dump(exclude={"threads"}),
+    }
+
+
+def write_smoke(spec: Spec, root: Path, site: Site) -> Spec:
+    """Write the smoke sweep's spec beside its records and load it as any spec is loaded."""
+    data = smoke_spec(spec, expand(spec))
+    path = SweepDir(root, data["name"]).path / "spec.yaml"
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 1000
+    yaml.dump(data, text)
+    beside = spec.document.path.with_name("site.toml")
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if beside.is_file():
+            shutil.copy(beside, path.with_name("site.toml"))  # a follow-up job goes by the file beside the spec
+        path.write_text("# Written by `emsweep smoke`.\n" + text.getvalue(), encoding="utf-8")
+    return load_spec(path, (), site)
+
+
+def _rule(spec: Spec, c: Config) -> Resources:
+    return spec.resources_for(c.training.model_dump() | {"prompt": c.prompt_name})
+
+
+def _fields(c: Config) -> dict[str, Any]:
+    """What an arm says to get this config with a single update."""
+    usual = {name: f.default for name, f in TrainingConfig.model_fields.items()}
+    reads = METHODS[c.training.method].reads
+    said = {k: v for k, v in c.training.model_dump().items() if k in reads and v != usual[k]}
+    return said | {"method": c.training.method, "prompt": _prompt(c), "max_steps": 1}
+
+
+def _prompt(c: Config) -> str | dict[str, str]:
+    return c.prompt_name if PROMPTS.get(c.prompt_name) == c.training.prompt else {"text": c.training.prompt}
+
+
+def _when(c: Config) -> dict[str, Any]:
+    """A rule's condition that this config alone meets."""
+    said = _fields(c)
+    prompt = said["prompt"]
+    name = prompt if isinstance(prompt, str) else " ".join(prompt["text"].split())[:40]
+    return {k: v for k, v in said.items() if v is not None} | {"prompt": name}
+
+
+def _entry(e: Evaluation, batch: int) -> dict[str, Any]:
+    """An entry of `evaluate` for one batch of answers, at the end."""
+    limit = max(1, math.ceil(batch / e.num_samples))
+    task: Any = e.task
+    if e.task not in BUILT_IN:
+        names = {"question": e.question_field, "answer": e.answer_field}
+        task = {"file": e.task, **{k: v for k, v in names.items() if v is not None}}
+    rest = e.model_dump(include={"temperature", "top_p", "num_samples", "max_completion_length"}, exclude_none=True)
+    return {"tasks": [task], "steps": ["last"], **rest, "limit": limit if e.limit is None else min(limit, e.limit)}
+
+
+def measured_shapes(spec: Spec, expansion: Expansion, root: Path, smoke: Expansion) -> list[Shape]:
+    """What the smoke sweep found, a shape each, in the order of its arms."""
+    from sweeps.observe import Observer
+
+    sweep = SweepDir(root, smoke.sweep)
+    attempts = {a.run_id: a for t in Observer(sweep).tries() for a in t.attempts}
+    groups = shapes(spec, expansion)
+    names = [n for n in NAMING if len({getattr(g[0].training, n) for g in groups}) > 1]
+    found = []
+    for group, wanted in zip(groups, smoke.runs, strict=True):
+        attempt = attempts.get(wanted.run_id)
+        end = (attempt.end if attempt else None) or {}
+        figures = end.get("figures") or {}
+        step = figures.get("rollout_seconds", 0.0) + figures.get("train_seconds", 0.0)
+        evaluated = figures.get("eval_seconds", 0.0)
+        found.append(
+            Shape(
+                {"model_name_or_path": group[0].training.model_name_or_path}
+                | {n: getattr(group[0].training, n) for n in (*names, "num_generations", "max_completion_length")},
+                len(group),
+                str(end.get("status", "not run")),
+                end.get("message", ""),
+                attempt.start.get("device", "none") if attempt else "none",
+                end["seconds"] - step - evaluated if figures else None,
+                step if figures else None,
+                evaluated if figures and expansion.evaluations else None,
+                figures["peak_memory_mb"] / 1024 if "peak_memory_mb" in figures else None,
+            )
+        )
+    return found
+
+
+def print_shapes(found: Sequence[Shape], console: Console) -> None:
+    """The table for a person."""
+    from analysis.tables import text_table
+
+    rows = [
+        {
+            **s.fields, "configs": s.configs, "status": s.status, "device": s.device, "load s": _short(s.load_seconds),
+            "s/step": _short(s.step_seconds), "s/eval batch": _short(s.eval_seconds), "peak GiB": _short(s.peak_gib),
+        }
+        for s in found
+    ]  # fmt: skip
+    for line in text_table(rows):
+        console.print(line, soft_wrap=True, markup=False)
+    for s in found:
+        if s.message:
+            console.print(f"{s.fields}: {s.message}", soft_wrap=True, markup=False)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
