@@ -27,8 +27,7 @@ from launchers.probe import answer_from, room
 from launchers.scheduler import ask as ask_slurm
 from launchers.slurm import SlurmLauncher
 from launchers.snapshot import provenance, take
-from sweeps.site import default_resources, job_environment
-from sweeps.spec import Site
+from sweeps.site import Site, default_resources, job_environment
 
 PINGS = 5
 ANSWER_SECONDS = 90.0

@@ -20,8 +20,8 @@ from sweeps.handout import FRUITLESS_ROUNDS, Round, ensure_follow_up, play_round
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import View
-from sweeps.site import use_cache
-from sweeps.spec import Site, Spec, load_site, load_spec
+from sweeps.site import Site, use_cache
+from sweeps.spec import Spec, load_site, load_spec
 
 PATIENCE = 300.0
 """Seconds to wait for a clear word about jobs that should be over."""

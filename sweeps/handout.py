@@ -23,7 +23,8 @@ from sweeps.manifest import Manifest
 from sweeps.observe import Observer
 from sweeps.plan import todo_of
 from sweeps.reconcile import View
-from sweeps.spec import Site, Spec
+from sweeps.site import Site
+from sweeps.spec import Spec
 from sweeps.submit import expected_seconds, pack, submit
 
 FRUITLESS_ROUNDS = 3

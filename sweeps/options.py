@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from sweeps.spec import Site, Spec
+    from sweeps.site import Site
+    from sweeps.spec import Spec
 
 
 class LauncherName(StrEnum):

@@ -27,8 +27,8 @@ from sweeps.observe import Observer
 from sweeps.plan import Plan, make_plan, spec_fields
 from sweeps.progress import watching
 from sweeps.reconcile import View
-from sweeps.site import runs_offline
-from sweeps.spec import Site, Spec
+from sweeps.site import Site, runs_offline
+from sweeps.spec import Spec
 
 ASK_ABOVE = 1.0
 """Device-hours above which a run asks first."""

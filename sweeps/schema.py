@@ -43,7 +43,7 @@ def spec_schema() -> dict[str, Any]:
     for section in ("base", "axes"):
         properties[section].pop("additionalProperties", None)
     rules: dict[str, Any] = {"$ref": "#/$defs/Resources"}
-    from sweeps.spec import Resources
+    from sweeps.resources import Resources
 
     schema["$defs"]["Resources"] = Resources.model_json_schema()
     schema["$defs"]["Resources"]["patternProperties"] = {"^slurm_": {}}

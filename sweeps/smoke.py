@@ -24,7 +24,9 @@ from em_core.prompts import PROMPTS
 from em_core.tasks import BUILT_IN
 from sweeps import history
 from sweeps.expand import Config, Expansion, expand
-from sweeps.spec import Resources, Site, Spec, load_spec
+from sweeps.resources import Resources
+from sweeps.site import Site
+from sweeps.spec import Spec, load_spec
 
 LONGEST = 80 - len(history.SMOKE)
 """Characters that the name of a spec leaves for the name of its sweep."""

@@ -21,7 +21,9 @@ from em_core.config import METHODS, PARAMS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from sweeps.complaints import complaint, said_as, unknown
 from sweeps.own import wrong_param
+from sweeps.resources import Resources
 from sweeps.retries import Retries
+from sweeps.site import Site
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
@@ -55,28 +57,6 @@ class EvaluateEntry(Strict):
     num_samples: int = Field(1, ge=1, description="Answers per question (count).")
     max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
     limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
-
-
-class Resources(BaseModel):
-    """What a run needs and how runs are packed into jobs. Any `slurm_*` is handed to submitit without its prefix."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-
-    when: dict[str, Any] = Field({}, description="In a list of rules: the rule is for configs with these values.")
-    cpus_per_run: int = Field(1, ge=1, description="Cores, and threads, per run (count).")
-    gpus_per_run: int | None = Field(
-        None, ge=0, description="GPUs per run (count; none: 1 on a local machine with GPUs, else 0)."
-    )
-    mem_gb: float | None = Field(None, gt=0, description="Host memory per run (GB; none: the cluster's default).")
-    timeout_min: int = Field(60, ge=1, description="Wall-clock limit of a job (minutes).")
-    slots_per_job: int = Field(1, ge=1, description="Runs side by side in one Slurm job (count; an 8-GPU node: 8).")
-    runs_per_job: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Runs in one Slurm job (count; auto: as many as fill job_minutes)."
-    )
-    job_minutes: float = Field(30, gt=0, description="How long a job should last when runs_per_job is auto (minutes).")
-    gpu: str | None = Field(
-        None, description="The GPU the runs will meet (h100-80gb, a100-40gb, ...): the plan refuses what cannot fit."
-    )
 
 
 class Random(Strict):
@@ -158,39 +138,6 @@ class Spec(Strict):
     def rules(self) -> tuple[Resources, ...]:
         """Resources over the site's defaults, in order; all but the last have a `when`."""
         return self._rules
-
-
-class Site(Strict):
-    """What is true of a cluster and not of an experiment. Shipped specs name none of it."""
-
-    launcher: Literal["auto", "local", "slurm"] = Field("auto", description="What `--launcher auto` means here.")
-    partition: str | None = Field(None, description="Slurm partition.")
-    account: str | None = Field(None, description="Slurm account.")
-    qos: str | None = Field(None, description="Slurm quality of service.")
-    setup: list[str] = Field([], description="Shell lines before each job (module load ...).")
-    max_array_size: int | None = Field(None, ge=1, description="Longest Slurm array (tasks; none: the cluster's MaxArraySize).")
-    max_submit_jobs: int | None = Field(
-        None, ge=2, description="Jobs one user may have in the queue (count; none: what the cluster's accounting allows)."
-    )
-    follow_up: bool = Field(
-        True, description="A small job reconciles the sweep when its jobs are over, and hands out what is left."
-    )
-    follow_up_resources: dict[str, Any] = Field({}, description="Slurm parameters of that job (slurm_partition: cpu, ...).")
-    on_done: str | None = Field(None, description="Shell command when a sweep is done (mail, chat); the summary is its input.")
-    on_stop: str | None = Field(None, description="Shell command when a sweep stops before it is done; the reason is its input.")
-    env: dict[str, str] = Field(
-        {}, description="Environment of the jobs (HF_HOME, ...). On Slurm HF_HUB_OFFLINE is 1 unless set here."
-    )
-    local_disk: str | None = Field(
-        None, description="Disk of a node (a folder, or $TMPDIR): models are copied there once and loaded from there."
-    )
-    poll_seconds: float = Field(30, gt=0, description="Least time between two questions to the scheduler (seconds).")
-    resources: dict[str, Any] = Field({}, description="Defaults for the specs' `resources`.")
-
-    def slurm_defaults(self) -> dict[str, Any]:
-        """The site's `resources`, with partition, account and QOS as submitit calls them."""
-        named = {f"slurm_{n}": getattr(self, n) for n in ("partition", "account", "qos") if getattr(self, n) is not None}
-        return {**self.resources, **named}
 
 
 FIELD_TYPES: dict[str, TypeAdapter[Any]] = {

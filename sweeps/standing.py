@@ -20,7 +20,8 @@ from sweeps.logs import slurm_log
 from sweeps.manifest import find_sweep, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob, View
-from sweeps.spec import Site, load_site
+from sweeps.site import Site
+from sweeps.spec import load_site
 
 ORDER = (
     RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.RUNNING, RunStatus.QUEUED, RunStatus.NEW, RunStatus.FAILED,

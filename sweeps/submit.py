@@ -19,8 +19,9 @@ from sweeps import price
 from sweeps.expand import Config, EvaluationSteps
 from sweeps.manifest import Manifest
 from sweeps.reconcile import Need
-from sweeps.site import job_environment
-from sweeps.spec import Resources, Site, Spec
+from sweeps.resources import Resources
+from sweeps.site import Site, job_environment
+from sweeps.spec import Spec
 
 LOCAL_JOB = 100_000
 """Runs in one local job: all of them, its slots share one queue."""

@@ -17,8 +17,9 @@ from em_core.config import Evaluation, Execution, TrainingConfig
 from em_core.errors import EmsweepError, Fault, UserError
 from em_core.journal import SweepDir, append_batch
 from sweeps import cli
+from sweeps.resources import Resources
 from sweeps.schema import spec_schema
-from sweeps.spec import Resources, Site
+from sweeps.site import Site
 from sweeps.yamlfile import read_document
 from tests.conftest import Emsweep
 from tests.test_expand import EXAMPLE

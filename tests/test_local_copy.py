@@ -16,8 +16,7 @@ from em_core import models
 from em_core.config import TrainingConfig
 from em_core.journal import SweepDir, read_records, write_whole
 from launchers import local_copy
-from sweeps.site import job_environment, runs_offline
-from sweeps.spec import Site
+from sweeps.site import Site, job_environment, runs_offline
 
 ROOT = Path(__file__).parent.parent
 

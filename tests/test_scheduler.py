@@ -16,7 +16,6 @@ from launchers.scheduler import Witness
 pytestmark = pytest.mark.fast
 
 LONG_AGO = "2020-01-01T00:00:00"
-JUST_NOW = time.strftime("%Y-%m-%dT%H:%M:%S")
 Script = Callable[[str, str], None]
 
 
@@ -60,7 +59,7 @@ def test_no_answer_and_an_empty_answer_mean_unknown(script: Script) -> None:
 
 def test_a_job_that_both_say_has_ended_is_gone_once_it_has_been_so_for_a_while(script: Script) -> None:
     script("squeue", "")
-    script("sacct", sacct("FAILED", JUST_NOW))
+    script("sacct", sacct("FAILED", time.strftime("%Y-%m-%dT%H:%M:%S")))
     assert state(Witness()) is JobState.UNKNOWN
     script("sacct", sacct("NODE_FAIL", LONG_AGO))
     witness = Witness()

@@ -9,8 +9,9 @@ import pytest
 
 from em_core.errors import UserError
 from sweeps.expand import expand
+from sweeps.site import Site
 from sweeps.smoke import shapes, smoke_spec, write_smoke
-from sweeps.spec import Site, Spec, load_spec
+from sweeps.spec import Spec, load_spec
 from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
 
