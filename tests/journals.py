@@ -116,6 +116,7 @@ class Journal:
         self.file.append(kind, **fields)
 
     def start(self, run: Run, attempt: int = 0, mode: str = "train") -> None:
+        """Every eighth seed went on from a state that another kind of GPU had saved."""
         about = {"run_id": run.run_id, "attempt": attempt, "config_id": run.config_id, "seed": run.seed, "mode": mode}
         measures = [[e.eval_id(), list(self.sweep.steps)] for e in self.sweep.evaluations]
         self.write("run_start", **about, slot=0, t=T0 + 1, device="cpu", dtype="float32", threads=1, measures=measures)
