@@ -119,7 +119,9 @@ class Journal:
         """Every eighth seed went on from a state that another kind of GPU had saved."""
         about = {"run_id": run.run_id, "attempt": attempt, "config_id": run.config_id, "seed": run.seed, "mode": mode}
         measures = [[e.eval_id(), list(self.sweep.steps)] for e in self.sweep.evaluations]
-        self.write("run_start", **about, slot=0, t=T0 + 1, device="cpu", dtype="float32", threads=1, measures=measures)
+        resumed = {"resumed_step": 2, "resumed_device": "NVIDIA H100"} if run.seed % 8 == 7 else {"resumed_step": 0}
+        machine = {"slot": 0, "t": T0 + 1, "device": "cpu", "dtype": "float32", "threads": 1}
+        self.write("run_start", **about, **machine, measures=measures, **resumed)
 
     def metrics(self, run: Run, steps: Sequence[int], attempt: int = 0, nan_from: int | None = None) -> None:
         rng = np.random.default_rng([run.seed, len(steps)])
