@@ -68,7 +68,7 @@ def test_slurmd_stopped_for_good(plant: Plant, calm: Calm, request: pytest.Fixtu
     node = plant.node(job)
     plant.cluster.kill_node(node, daemon_only=True)
     plant.cluster.declare_down(node)
-    requeue_at_once(plant, job)
+    until_tried_again(plant, job)
     plant.finish(running)
     plant.judge("slurmd stopped, node given up", 1, calm, request)
 
@@ -80,7 +80,7 @@ def test_a_node_killed(plant: Plant, calm: Calm, request: pytest.FixtureRequest)
     node = plant.node(job)
     plant.cluster.kill_node(node)
     plant.cluster.declare_down(node)
-    requeue_at_once(plant, job)
+    until_tried_again(plant, job)
     plant.cluster.start_node(node)
     plant.finish(running)
     plant.judge("node killed", 1, calm, request)
@@ -92,7 +92,7 @@ def test_a_job_requeued(plant: Plant, calm: Calm, request: pytest.FixtureRequest
         plant.until_running(2, completed=2)
         job = plant.job_id()
         plant.cluster.run("scontrol", "requeue", job)
-        requeue_at_once(plant, job)
+        until_tried_again(plant, job)
     plant.finish(running)
     assert max(t.try_ for t in plant.tries()) >= 1, "Slurm ran the job again itself"
     plant.judge("scontrol requeue", 2, calm, request)
@@ -106,7 +106,7 @@ def test_a_job_preempted(plant: Plant, calm: Calm, request: pytest.FixtureReques
     intruder = plant.cluster.run(*urgent, "--wrap", "sleep 600")
     plant.until("preemption", lambda: plant.cluster.jobs()[intruder] == "RUNNING")
     plant.cluster.run("scancel", intruder)
-    requeue_at_once(plant, job)
+    until_tried_again(plant, job)
     plant.finish(running)
     plant.judge("preemption", 1, calm, request)
 
@@ -121,25 +121,37 @@ def test_a_job_cancelled_behind_our_back(plant: Plant, calm: Calm, request: pyte
 
 def test_the_controller_restarted(plant: Plant, calm: Calm, request: pytest.FixtureRequest) -> None:
     running = plant.start()
-    for completed in (0, 4):
+    # A crash comes late enough for what it knew of the jobs to be on its disk: it writes every few seconds.
+    for completed, number in ((0, signal.SIGTERM), (9, signal.SIGKILL)):
         plant.until_running(2, completed)
-        plant.cluster.stop("slurmctld", signal.SIGKILL)
+        plant.cluster.stop("slurmctld", number)
         wait_a_little(3)
         plant.cluster.start("slurmctld")
     plant.finish(running)
     assert len(plant.tries()) == JOBS, "no job was submitted twice"
-    plant.judge("slurmctld killed and restarted", 2, calm, request)
+    plant.judge("slurmctld restarted, crashed and restarted", 2, calm, request)
 
 
-def requeue_at_once(plant: Plant, job: str) -> None:
-    """Spare the job the two minutes for which Slurm holds what it requeued; return when it runs again, or is over."""
-    before = sum(t.start is not None and t.start["slurm_job_id"] == job for t in plant.tries())
+def test_a_supervisor_killed_while_nobody_is_awake(plant: Plant, calm: Calm, request: pytest.FixtureRequest) -> None:
+    plant.submit()
+    plant.until_running(4, completed=2)
+    assert signal_all(plant.supervisors()[:1]) == 1
+    plant.until("end of the sweep, by its follow-up job alone", plant.all_done, seconds=120)
+    plant.call("collect")
+    plant.judge("kill -9 of a supervisor, nobody awake", 1, calm, request)
+
+
+def until_tried_again(plant: Plant, job: str) -> None:
+    """Spare what was requeued the two minutes for which Slurm holds it; return when the job runs again, or is over."""
+    before = tries_of(plant, job)
 
     def again() -> bool:
-        state = plant.cluster.jobs().get(job, "gone")
-        if state == "PENDING":
-            plant.cluster.hurry(job)
-        started = sum(t.start is not None and t.start["slurm_job_id"] == job for t in plant.tries())
-        return started > before or state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        plant.cluster.hurry_all()
+        waiting = plant.cluster.jobs().get(job) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        return tries_of(plant, job) > before or not waiting
 
     plant.until(f"{job} running again", again)
+
+
+def tries_of(plant: Plant, job: str) -> int:
+    return sum(t.start is not None and t.start["slurm_job_id"] == job for t in plant.tries())
