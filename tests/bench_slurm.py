@@ -130,7 +130,13 @@ def one_task_per_run(folder: Path, cluster: SlurmCluster, runs: int, of: int) ->
     configs = {r["config_id"]: r["training"] for r in records if r["kind"] == "config"}
     requests: list[dict[str, Any]] = [
         {k: r[k] for k in ("run_id", "config_id", "seed", "mode")}
-        | {"attempt": 0, "config": configs[r["config_id"]], "keep": "none", "checkpoints": "", "evaluations": header["evaluations"]}
+        | {
+            "attempt": 0,
+            "config": configs[r["config_id"]],
+            "keep": "none",
+            "checkpoints": "",
+            "evaluations": header["evaluations"],
+        }
         for r in records
         if r["kind"] == "run"
     ][:runs]

@@ -228,7 +228,11 @@ class Plant:
         return [p for p in processes_of(self.folder) if b"em_core.worker" in _command(p)]
 
     def supervisors(self) -> list[int]:
-        return [p for p in processes_of(self.folder) if b"submitit.core._submit" in _command(p) and not _command(p).startswith(b"srun")]
+        return [
+            p
+            for p in processes_of(self.folder)
+            if b"submitit.core._submit" in _command(p) and not _command(p).startswith(b"srun")
+        ]
 
     def on_node(self, job: str) -> list[int]:
         """Supervisor and workers of one job."""

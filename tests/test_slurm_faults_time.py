@@ -15,7 +15,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 RESOURCES = "{runs_per_job: 16, slots_per_job: 2, timeout_min: 1, slurm_partition: short}"
 ONE_JOB = SPEC.replace("{runs_per_job: 8, slots_per_job: 2, timeout_min: 5}", RESOURCES)
-FOUR_RUNS = ONE_JOB.replace("[1.0e-4, 2.0e-4]", "[1.0e-4]").replace("[0.3, 0.7]", "[0.3]").replace("slots_per_job: 2", "slots_per_job: 4")
+FOUR_RUNS = (
+    ONE_JOB.replace("[1.0e-4, 2.0e-4]", "[1.0e-4]").replace("[0.3, 0.7]", "[0.3]").replace("slots_per_job: 2", "slots_per_job: 4")
+)
 
 
 def test_a_time_limit_in_mid_run(on_slurm: SlurmCluster, tmp_path: Path, calm: Calm, request: pytest.FixtureRequest) -> None:
@@ -27,7 +29,9 @@ def test_a_time_limit_in_mid_run(on_slurm: SlurmCluster, tmp_path: Path, calm: C
     plant.judge("time limit in mid-run", len(plant.tries()) - 1, calm, request)
 
 
-def test_a_run_longer_than_the_time_limit(on_slurm: SlurmCluster, tmp_path: Path, calm: Calm, request: pytest.FixtureRequest) -> None:
+def test_a_run_longer_than_the_time_limit(
+    on_slurm: SlurmCluster, tmp_path: Path, calm: Calm, request: pytest.FixtureRequest
+) -> None:
     plant = Plant(tmp_path, on_slurm, spec=FOUR_RUNS, runs=4, step_seconds=20)
     said = plant.call("run", "plant.yaml", "--launcher", "slurm", check=False, seconds=240)
     assert "4 runs failed" in said
