@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from em_core.journal import RunStatus
+from em_core.journal import RunStatus, read_records
 from tests.cluster import SlurmCluster
 from tests.fault_tools import IMPATIENT, JOBS, Calm, Plant, Schedulers, signal_all, wait_a_little
 
@@ -47,7 +47,9 @@ def test_the_answer_of_sbatch_is_lost(plant: Plant, calm: Calm, request: pytest.
     assert running.returncode != 0
     liar.tell_the_truth()
     plant.finish()
-    assert len(plant.tries()) == JOBS, "what was submitted is found again, and not submitted twice"
+    sent = [r for r in read_records(plant.sweep.submissions) if r["kind"] == "submitted"]
+    assert len(sent) == 1, "what was submitted is found again, and not submitted twice"
+    assert len(plant.tries()) == JOBS
     plant.judge(fault, 1, calm, request)
 
 
