@@ -7,6 +7,7 @@ MODEL ?=
 SET ?=
 ARGS ?=
 PYTEST_ARGS ?=
+SLURM_DIR ?= /tmp/emsweep-slurm
 
 ifeq ($(origin PYTHON), undefined)
 PYTHON := .venv/bin/python
@@ -15,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep plan report test check bench clean help
+.PHONY: sweep plan test check bench bench-slurm faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -36,6 +37,22 @@ check: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## runs per minute against one process per run; time of plan and --help
 	$(PYTHON) tests/bench.py
+
+faults: $(READY)  ## inflict every fault on a sweep on a real Slurm, and write the table docs/faults.md
+	EMSWEEP_FAULT_TABLE=docs/faults.md $(PYTHON) -m pytest -q -m slurm tests/test_slurm_faults*.py $(PYTEST_ARGS)
+
+bench-slurm: $(READY)  ## 13,440 runs through a real Slurm, beside one submitit task per run
+	$(PYTHON) -m tests.bench_slurm $(ARGS)
+
+# No .venv here: these need Python's own library only, and their output is for `eval`.
+slurm-up:  ## start a throw-away Slurm on this machine and print what a shell needs for it (as root; SLURM_DIR=)
+	@python3 -m tests.cluster up $(SLURM_DIR)
+
+slurm-status:  ## its nodes and jobs
+	@python3 -m tests.cluster status $(SLURM_DIR)
+
+slurm-down:  ## kill it with all its jobs and remove its folder
+	@python3 -m tests.cluster down $(SLURM_DIR)
 
 clean:  ## remove the environment and caches; runs and results stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info

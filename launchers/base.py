@@ -77,8 +77,11 @@ class Launcher(Protocol):
     def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
         """How each ended try of these jobs ended, oldest first; a job the scheduler does not remember is left out."""
 
-    def find(self, token: str, jobs: int) -> list[str] | None:
-        """Ids of a batch that was submitted under this token, [] if there is none, None if that cannot be told."""
+    def find(self, token: str, jobs: Sequence[str]) -> list[str] | None:
+        """Ids of a batch that was submitted under this token, [] if there is none, None if that cannot be told.
+
+        `jobs` are the names of all of its jobs, which are made to start as if the submission had been answered.
+        """
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End these jobs; their supervisors journal what they were doing."""

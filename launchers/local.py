@@ -55,7 +55,7 @@ class LocalLauncher:
     def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
         return {}
 
-    def find(self, token: str, jobs: int) -> list[str] | None:
+    def find(self, token: str, jobs: Sequence[str]) -> list[str] | None:
         return []
 
     def cancel(self, ids: Sequence[str]) -> None:

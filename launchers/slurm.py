@@ -81,8 +81,12 @@ class SlurmLauncher:
     def limits(self) -> Limits:
         return limits(WITNESS)
 
-    def find(self, token: str, jobs: int) -> list[str] | None:
-        """The token is in the comment, which only the queue remembers; what ran and left it is in the journals."""
+    def find(self, token: str, jobs: Sequence[str]) -> list[str] | None:
+        """The token is in the comment, which only the queue remembers; what ran and left it is in the journals.
+
+        Jobs that are found get their task: submitit leaves it under their ids only once `sbatch` has answered, and they
+        wait a minute for it and fail.
+        """
         listed = WITNESS.queue()
         if listed is None:
             return None
@@ -90,7 +94,20 @@ class SlurmLauncher:
         if not bases:
             return []
         base = min(bases, key=int)
-        return [base] if jobs == 1 else [f"{base}_{i}" for i in range(jobs)]
+        ids = [base] if len(jobs) == 1 else [f"{base}_{i}" for i in range(len(jobs))]
+        for job, id_ in zip(jobs, ids, strict=True):
+            self._leave_task(job, id_)
+        return ids
+
+    def _leave_task(self, job: str, id_: str) -> None:
+        from submitit.core.utils import DelayedSubmission, JobPaths
+
+        paths = JobPaths(self.sweep.logs / "submitit", id_)
+        if not paths.submitted_pickle.exists():
+            new = paths.submitted_pickle.with_suffix(f".{os.getpid()}")
+            with disk_faults(new):
+                DelayedSubmission(run_job, str(self.sweep.assignment(job))).dump(new)
+                new.replace(paths.submitted_pickle)
 
     def cancel(self, ids: Sequence[str]) -> None:
         WITNESS.forget()

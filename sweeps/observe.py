@@ -156,7 +156,7 @@ class Observer:
             if job := (started.get(name) or {}).get("slurm_job_id"):
                 base = str(job).split("_")[0]
                 return [base] if len(names) == 1 else [f"{base}_{i}" for i in range(len(names))]
-        return launcher.find(token, len(names))
+        return launcher.find(token, names)
 
     def _intent_time(self, token: str) -> float:
         return next(float(r["t"]) for r in self._records() if r["kind"] == "intent" and r["token"] == token)

@@ -187,7 +187,7 @@ def submit(
             ids = launcher.submit(array)
         except Fault:
             # A failed answer is not a refusal: the controller may have queued the jobs and timed out. Only its word counts.
-            if launcher.find(token, len(chunk)) == []:
+            if launcher.find(token, chunk_names) == []:
                 append_batch(sweep.submissions, [("refused", {"token": token, "t": time.time()})])
             raise
         append_batch(sweep.submissions, [("submitted", {"token": token, "ids": ids, "t": time.time()})])

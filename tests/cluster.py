@@ -1,8 +1,10 @@
-"""A throw-away Slurm cluster with two nodes on this machine, for the tests: real programs, no systemd, nothing in /etc.
+"""A throw-away Slurm cluster with two nodes on this machine: real programs, no systemd, nothing in /etc.
 
     python -m tests.cluster up /tmp/c1        # prints the exports a shell needs: eval "$(python -m tests.cluster up /tmp/c1)"
     python -m tests.cluster status /tmp/c1
     python -m tests.cluster down /tmp/c1      # kills every daemon and job of it, removes the folder
+
+The tests use it, and `make slurm-up` offers it to everyone (docs/cluster.md). It needs nothing but Python's own library.
 
 Everything lives in one folder: configuration, munge key, database, logs. Daemons listen on 127.0.0.1 (where the machine's own
 name means another address Slurm cannot be told to; then munge's key alone guards the ports). It needs root, because slurmd
@@ -26,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 NODES = ("n1", "n2")
+DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld")
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct", "setsid")
 # Small files and no forced writes: nobody will need this database after a crash of the machine.
 MARIADB = ["--no-defaults", "--user=root", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]
@@ -45,14 +48,16 @@ def unavailable() -> str | None:
 
 
 class SlurmCluster:
-    """One cluster in one folder. `settings` are further lines of slurm.conf, for example `MaxArraySize=11`.
+    """One cluster in one folder. `settings` are further lines of slurm.conf, for example `MaxArraySize=11`; `cpus` is what
+    each node is said to have, however few this machine has.
 
     The daemons are called munged, mariadbd, slurmdbd, slurmctld, n1 and n2; `start` and `stop` take these names.
     """
 
-    def __init__(self, folder: str | Path, accounting: bool = True, **settings: str | int) -> None:
+    def __init__(self, folder: str | Path, accounting: bool = True, cpus: int = 4, **settings: str | int) -> None:
         self.dir = Path(folder).resolve()
         self.accounting = accounting
+        self.cpus = cpus
         self.settings = settings
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -161,6 +166,12 @@ class SlurmCluster:
         """Let a requeued job start now: Slurm makes it wait two minutes, and no setting shortens that."""
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def hurry_all(self) -> None:
+        """The same for every job that waits so."""
+        for line in self.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
+            if line.endswith(" BeginTime"):
+                self.hurry(line.split()[0])
+
     def logs(self, lines: int = 15) -> str:
         """The last lines of every daemon's log."""
         files = sorted(self.dir.glob("log/*"))
@@ -196,8 +207,9 @@ class SlurmCluster:
 
     def reset(self) -> None:
         """Repair what a test broke: no jobs, all daemons alive, both nodes idle."""
-        for name in ("munged", *(["mariadbd", "slurmdbd"] if self.accounting else []), "slurmctld", *NODES):
-            self.start(name)
+        for name in (*DAEMONS, *NODES):
+            if self.accounting or name not in ("mariadbd", "slurmdbd"):
+                self.start(name)
         self.run("scancel", "--user=root")  # TERM first; a job that ignores it is killed after KillWait
 
         def repaired() -> bool:
@@ -253,7 +265,7 @@ class SlurmCluster:
         (self.dir / "munge.key").touch(mode=0o600)
         (self.dir / "munge.key").write_bytes(os.urandom(128))
         host = socket.gethostname().split(".")[0]
-        values = {"dir": self.dir, "host": host, "bind": "", **_free_ports()}
+        values = {"dir": self.dir, "host": host, "bind": "", "cpus": self.cpus, **_free_ports()}
         values["storage"] = "slurmdbd" if self.accounting else "none"
         values["settings"] = "\n".join(f"{name}={value}" for name, value in self.settings.items())
         with suppress(OSError):  # these bind to the address of the machine's name: of use only where that is the loopback
@@ -312,9 +324,18 @@ def _free_ports() -> dict[str, int]:
 def main(command: str, folder: str) -> None:
     cluster = SlurmCluster(folder)
     if command == "up":
-        cluster.up(detached=True)
-        print(f"export SLURM_CONF={shlex.quote(cluster.env()['SLURM_CONF'])} PATH={shlex.quote(PATH)}")
+        if cluster.processes():
+            for name in (*DAEMONS, *NODES):  # those that died meanwhile
+                cluster.start(name)
+        else:
+            cluster.up(detached=True)
+            print(f"Slurm with the nodes n1 and n2 runs in {folder}.", file=sys.stderr)
+        if sys.stdout.isatty():
+            print('This shell needs the line below; `eval "$(make slurm-up)"` takes it at once.', file=sys.stderr)
+        print(f'export SLURM_CONF={shlex.quote(cluster.env()["SLURM_CONF"])} PATH="$PATH:/usr/sbin:/sbin"')
     elif command == "status":
+        if not cluster.processes():
+            raise ClusterError(f"no Slurm runs in {folder}; `make slurm-up` starts one")
         print(cluster.run("sinfo", "--Node"), cluster.run("squeue"), sep="\n")
     elif command in ("guard", "down"):
         if command == "guard":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.slurm_fixture"] if (Path(__file__).parent / "slurm_fixture.py").exists() else []
+pytest_plugins = ["tests.slurm_fixture", "tests.fault_fixture"]
 
 Emsweep = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -39,9 +39,9 @@ resources: {runs_per_job: 6, slots_per_job: 2, timeout_min: 5}
 RUNS = 48
 
 
-def numbers(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every run's measurements from the attempt that counts, without times."""
-    sweep = SweepDir(root, "plant")
+def numbers(root: Path, name: str = "plant") -> dict[str, list[dict[str, Any]]]:
+    """Every run's measurements of a sweep from the attempt that counts, without times."""
+    sweep = SweepDir(root, name)
     view = Observer(sweep).look()
     found = {}
     for run_id, attempt in view.winners.items():

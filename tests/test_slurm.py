@@ -50,7 +50,7 @@ def test_a_scheduler_that_fails_means_unknown_and_never_dead(tmp_path: Path, mon
     monkeypatch.setattr("launchers.slurm.WITNESS", Witness())
     launcher = SlurmLauncher(SweepDir(tmp_path, "s"))
     assert launcher.states(["1_0", "1_1"]) == {"1_0": JobState.UNKNOWN, "1_1": JobState.UNKNOWN}
-    assert launcher.find("token", 2) is None
+    assert launcher.find("token", ["a", "b"]) is None
 
 
 @pytest.mark.slurm
@@ -145,8 +145,8 @@ class Remembering:
 
     name = "slurm"
 
-    def find(self, token: str, jobs: int) -> list[str]:
-        return [f"7_{i}" for i in range(jobs)]
+    def find(self, token: str, jobs: list[str]) -> list[str]:
+        return [f"7_{i}" for i in range(len(jobs))]
 
     def states(self, ids: list[str]) -> dict[str, JobState]:
         return dict.fromkeys(ids, JobState.RUNNING)
