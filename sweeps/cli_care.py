@@ -13,8 +13,6 @@ from em_core.errors import UserError
 from sweeps.options import RUNS, AsJson, Root, Target, Where, plain_console
 
 app = typer.Typer()
-ASK_ABOVE = 10
-"""Runs above which `cancel` asks first."""
 
 
 @app.command()
@@ -60,18 +58,16 @@ def cancel(
     target: Target,
     where: Where = None,
     root: Root = RUNS,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help=f"Do not ask, also above {ASK_ABOVE} runs.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, also above ten runs.")] = False,
 ) -> None:
     """Stop what is queued or running. `run` starts it again; `exclude` is for good."""
     from sweeps import control
 
-    if not yes:
-        runs = control.active(root, target, where or ())
-        if runs > ASK_ABOVE:
-            if not sys.stdin.isatty():
-                raise UserError(f"this would stop {runs:,} runs; say -y to do so without being asked")
-            if not typer.confirm(f"Stop {runs:,} runs?"):
-                raise UserError("nothing was cancelled")
+    if not yes and (runs := control.too_many(root, target, where or ())):
+        if not sys.stdin.isatty():
+            raise UserError(f"this would stop {runs:,} runs; say -y to do so without being asked")
+        if not typer.confirm(f"Stop {runs:,} runs?"):
+            raise UserError("nothing was cancelled")
     plain_console().print(f"{control.cancel(root, target, where or ()):,} runs cancelled")
 
 

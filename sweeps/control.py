@@ -19,14 +19,17 @@ from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob
 
+ASK_ABOVE = 10
+"""Active runs above which `cancel` is not to be done unasked."""
 
-def active(root: Path, target: str, where: Sequence[str] = ()) -> int:
-    """How many runs `cancel` would stop."""
-    return sum(
-        len(left & c.runs)
-        for c in choose(root, target, where)
-        for _, left in _unfinished(Observer(c.sweep), c.manifest)
-    )  # fmt: skip
+
+def too_many(root: Path, target: str, where: Sequence[str] = ()) -> int:
+    """How many runs `cancel` would stop, where they are more than `ASK_ABOVE`; else 0."""
+    chosen = choose(root, target, where)
+    if sum(len(c.runs) for c in chosen) <= ASK_ABOVE:
+        return 0
+    runs = sum(len(left & c.runs) for c in chosen for _, left in _unfinished(Observer(c.sweep), c.manifest))
+    return runs if runs > ASK_ABOVE else 0
 
 
 def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:

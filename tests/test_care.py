@@ -119,7 +119,7 @@ def test_a_filter_that_cannot_match_is_refused(where: str, said: str, tmp_path: 
 def test_cancel_a_part_tells_the_job_run_by_run_and_the_rest_stops_it(tmp_path: Path) -> None:
     s = sweep(tmp_path)
     with alive(s, "b0000-00000", s.runs):
-        assert control.active(tmp_path, "demo") == 8
+        assert control.too_many(tmp_path, "demo") == 0
         assert control.cancel(tmp_path, "demo", ["learning_rate=1e-4"]) == 4
         told = [r for r in read_records(s.dir.assignment("b0000-00000")) if r["kind"] in ("cancel", "stop")]
         assert {r["run_id"] for r in told} == {r.run_id for r in s.runs if r.config.learning_rate == 1e-4}
@@ -140,6 +140,7 @@ def test_cancel_asks_above_ten_and_refuses_where_nobody_can_answer(
     root = ("--root", str(tmp_path))
     assert call("cancel", "demo", *root) == 0, "twelve runs, but none is active"
     with alive(s, "b0000-00000", s.runs):
+        assert control.too_many(tmp_path, "demo") == 12
         before = s.dir.assignment("b0000-00000").read_bytes()
         assert call("cancel", "demo", *root) == 2
         assert "emsweep: this would stop 12 runs; say -y" in capsys.readouterr().err
