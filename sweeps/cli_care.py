@@ -33,9 +33,7 @@ def status(
     if as_json:
         print(json.dumps(standing.status_record(root, names), indent=2))
     elif watch:
-        from sweeps.spec import load_site
-
-        standing.watch_status(root, names, load_site(Path("spec.yaml")).poll_seconds, plain_console())
+        standing.watch_status(root, names, plain_console())
     else:
         standing.print_status(root, names, plain_console())
 

@@ -17,9 +17,10 @@ from em_core.journal import Attempt, JobTry, RunStatus, SweepDir, read_records
 from launchers.causes import CANCELLED, LOST
 from launchers.halting import halted
 from sweeps.logs import slurm_log
-from sweeps.manifest import find_sweep
+from sweeps.manifest import find_sweep, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob, View
+from sweeps.spec import Site, load_site
 
 ORDER = (
     RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.RUNNING, RunStatus.QUEUED, RunStatus.NEW, RunStatus.FAILED,
@@ -83,7 +84,7 @@ def why_ended(tries: Iterable[JobTry]) -> list[Why]:
     for cause, attempts in found.items():
         newest = max(attempts, key=_ended_at)
         end = newest.end or {}
-        whys.append(Why(cause, len(attempts), end.get("t"), newest.run_id, _first_line(end.get("message"))))
+        whys.append(Why(cause, len(attempts), end.get("t") or None, newest.run_id, _first_line(end.get("message"))))
     return sorted(whys, key=lambda w: (-w.attempts, w.cause))
 
 
@@ -170,15 +171,21 @@ def status_record(root: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     return [stand(Observer(find_sweep(root, name))).as_json() for name in names]
 
 
-def watch_status(root: Path, names: Sequence[str], poll_seconds: float, console: Console) -> None:
-    """Print until nothing is alive; Ctrl-C leaves the sweep alone."""
+def watch_status(root: Path, names: Sequence[str], console: Console) -> None:
+    """Print until nothing is alive; Ctrl-C leaves the sweep alone. The scheduler is asked as often as the site allows."""
     from rich.live import Live
 
     observers = [Observer(find_sweep(root, name)) for name in names]
+    every = max(_site_of(observer.sweep).poll_seconds for observer in observers)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            standings = [stand(observer, poll_seconds) for observer in observers]
+            standings = [stand(observer, every) for observer in observers]
             live.update(Group(*_shown(standings)), refresh=True)
             if not any(st.view.live for st in standings):
                 return
             time.sleep(WATCH_EVERY)
+
+
+def _site_of(sweep: SweepDir) -> Site:
+    """The site file that the sweep's spec meets."""
+    return load_site(Path(read_manifest(sweep).spec.get("spec_path") or "spec.yaml"))
