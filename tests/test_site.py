@@ -11,8 +11,8 @@ import pytest
 from em_core.journal import SweepDir
 from launchers.base import Batch
 from launchers.slurm import SlurmLauncher
-from sweeps.site import default_resources, job_environment
-from sweeps.spec import Site, load_site
+from sweeps.site import Site, default_resources, job_environment
+from sweeps.spec import load_site
 
 TEXT = (Path(__file__).parent.parent / "docs" / "site.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```toml\n(.*?)```\n(?:```text\n(.*?)```\n)?", TEXT, flags=re.S)
