@@ -17,6 +17,8 @@ from em_core.config import TrainingConfig
 from em_core.journal import SweepDir, read_records, write_whole
 from launchers import local_copy
 from sweeps.site import Site, job_environment, runs_offline
+from tests.cluster import SlurmCluster
+from tests.conftest import Emsweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,3 +154,19 @@ def test_jobs_on_slurm_are_offline_unless_the_site_says_otherwise() -> None:
         True,
     ]
     assert job_environment(Site(), "local") == {}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_site_that_names_a_disk(shared: Path, tmp_path: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    (tmp_path / "site.toml").write_text(f'poll_seconds = 1\nfollow_up = false\nlocal_disk = "{tmp_path}/disk"\n')
+    (tmp_path / "spec.yaml").write_text(
+        f"name: copied\nbase: {{model_name_or_path: {shared}, prompt: plus, max_steps: 1, num_generations: 2, "
+        "max_completion_length: 4}\nseeds: 2\nresources: {runs_per_job: 1}\n"
+    )
+    emsweep("run", "spec.yaml", "--launcher", "slurm", "-y", env=slurm.env(), check=0)
+    own = tmp_path / "disk" / f"emsweep-{os.getuid()}"
+    assert len([p for p in own.iterdir() if not p.name.startswith(".")]) == 1
+    said = "".join(p.read_text() for p in (tmp_path / "runs" / "copied" / "logs" / "submitit").glob("*.err"))
+    assert said.count(": copied ") == 1
+    assert said.count(": found: ") == 1
