@@ -11,7 +11,7 @@ from pathlib import Path
 from em_core.errors import Fault, UserError
 from em_core.journal import disk_faults
 from em_core.models import HUB_TIMEOUT, at_revision, cached_folder, model_folder
-from em_core.tasks import BUILT_IN, load_task
+from em_core.tasks import BUILT_IN, EXTERNAL, load_task
 from sweeps.expand import Expansion
 
 WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
@@ -32,7 +32,7 @@ def fetch(expansion: Expansion) -> Iterator[str]:
 
     Raises `UserError` for an id or revision that the Hub does not have or does not give, `Fault` where it cannot be reached.
     """
-    trained = [c.training for c in expansion.configs if c.training.method != "noop"]
+    trained = [c.training for c in expansion.configs if c.training.loads_model]
     for name, revision in dict.fromkeys((t.model_name_or_path, t.model_revision) for t in trained):
         folder = model_folder(name)
         if folder is None:
@@ -40,9 +40,9 @@ def fetch(expansion: Expansion) -> Iterator[str]:
         else:
             yield f"{name}: {_size(folder)} in {folder}; nothing to fetch"
     if not trained:
-        yield "no model to fetch: noop loads none"
+        yield "no model to fetch: no run of this sweep loads one that emsweep knows"
     for evaluation in dict.fromkeys(e for _, e, _ in expansion.evaluations):
-        if evaluation.task not in BUILT_IN:
+        if evaluation.task not in BUILT_IN and not evaluation.task_key.startswith(EXTERNAL):
             yield f"{evaluation.task}: {len(load_task(evaluation).questions):,} questions; jobs read it from there"
 
 

@@ -26,8 +26,9 @@ SMOKE = ".smoke"
 class Trained:
     """One completed training. `figures` are those of its `run_end`, empty where the method has none.
 
-    `gpu` is None for what ran nowhere (noop); `first` says that its worker loaded the model for it; `answer_tokens` is what
-    its evaluations could generate at most (None: a task file is gone); `execution` is that of its job.
+    `gpu` is None for what ran nowhere (noop), or where nobody knows (a trainer of one's own); `first` says that its worker
+    loaded the model for it; `answer_tokens` is what its evaluations could generate at most (None: a task file is gone);
+    `execution` is that of its job.
     """
 
     config: Config
@@ -96,7 +97,7 @@ def _of_journal(sweep: SweepDir, manifest: Manifest, path: Path, models: Collect
                 config,
                 r["seconds"],
                 r.get("figures") or {},
-                None if device == "none" else device != "cpu",
+                None if device in ("none", "external") else device != "cpu",
                 first,
                 _answered(manifest, start.get("measures", ()), first),
                 execution,

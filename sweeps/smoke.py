@@ -21,9 +21,10 @@ from ruamel.yaml import YAML
 from em_core.config import METHODS, Evaluation, TrainingConfig
 from em_core.journal import SweepDir, disk_faults
 from em_core.prompts import PROMPTS
-from em_core.tasks import BUILT_IN
+from em_core.tasks import BUILT_IN, EXTERNAL
 from sweeps import history
 from sweeps.expand import Config, Expansion, expand
+from sweeps.own import read_by
 from sweeps.resources import Resources
 from sweeps.site import Site
 from sweeps.spec import Spec, load_spec
@@ -112,7 +113,7 @@ def _fields(c: Config) -> dict[str, Any]:
     """What an arm says to get this config with a single update."""
     usual = {name: f.default for name, f in TrainingConfig.model_fields.items()}
     reads = METHODS[c.training.method].reads
-    said = {k: v for k, v in c.training.model_dump().items() if k in reads and v != usual[k]}
+    said = {k: v for k, v in c.training.flat().items() if read_by(k, reads) and v != usual.get(k)}
     return said | {"method": c.training.method, "prompt": _prompt(c), "max_steps": 1}
 
 
@@ -132,7 +133,7 @@ def _entry(e: Evaluation, batch: int) -> dict[str, Any]:
     """An entry of `evaluate` for one batch of answers, at the end."""
     limit = max(1, math.ceil(batch / e.num_samples))
     task: Any = e.task
-    if e.task not in BUILT_IN:
+    if e.task not in BUILT_IN and not e.task_key.startswith(EXTERNAL):
         names = {"question": e.question_field, "answer": e.answer_field}
         task = {"file": e.task, **{k: v for k, v in names.items() if v is not None}}
     rest = e.model_dump(include={"temperature", "top_p", "num_samples", "max_completion_length"}, exclude_none=True)

@@ -278,7 +278,7 @@ def _model_folders(manifest: Manifest, job: PlannedJob) -> dict[str, str]:
     configs = {manifest.runs[r].config_id for r, _ in job.runs}
     found = {}
     for t in (manifest.configs[c].training for c in configs):
-        if t.method != "noop" and t.model_name_or_path != MINIATURE:
+        if t.loads_model and t.model_name_or_path != MINIATURE:
             folder = model_folder(t.model_name_or_path) or cached_folder(t.model_name_or_path, t.model_revision)
             if folder is not None:
                 found[at_revision(t.model_name_or_path, t.model_revision)] = str(folder)

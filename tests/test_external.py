@@ -318,3 +318,13 @@ def test_a_new_measurement_is_asked_of_the_checkpoints_it_kept(tmp_path: Path, e
     assert emsweep("sql", asked, "--format", "csv", check=0).stdout == "task,n\nheld_out,4\nlater,4\n"
     modes = "SELECT mode, count(*) AS n FROM attempts GROUP BY ALL ORDER BY ALL"
     assert emsweep("sql", modes, "--format", "csv", check=0).stdout == "mode,n\neval,4\ntrain,4\n"
+
+
+def test_day_one_knows_that_it_loads_no_model(tmp_path: Path, emsweep: Emsweep) -> None:
+    spec = str(SPECS / "external.yaml")
+    assert "no model to fetch" in emsweep("fetch", spec, check=0).stdout
+    said = emsweep("smoke", spec, "--launcher", "local", check=0).stdout
+    assert " completed " in said
+    emsweep("run", spec, "--launcher", "local", "-y", "--set", "seeds=1", check=0)
+    plan = json.loads(emsweep("plan", spec, "--launcher", "local", "--json", check=0).stdout)
+    assert (plan["measured_runs"], plan["done"]) == (9, 9), "what it took is known, whatever it ran on"

@@ -14,9 +14,9 @@ w = np.zeros(p["width"])
 for step in range(run["training"]["max_steps"] + 1):
     if step > 0:
         batch = rng.integers(0, 1000, 32)
-        q = 1 / (1 + np.exp(-h[batch] @ w))
-        w += p["learning_rate"] * h[batch].T @ (y[batch] - q) / 32
-        loss = float(-np.log(np.where(y[batch], q, 1 - q)).mean())
+        z = h[batch] @ w
+        w += p["learning_rate"] * h[batch].T @ (y[batch] - (1 + np.tanh(z / 2)) / 2) / 32
+        loss = float(np.logaddexp(0, np.where(y[batch], -z, z)).mean())
         print(json.dumps({"kind": "metrics", "step": step, "values": {"loss": loss}}))
     right = "".join("01"[int(r)] for r in (h[1000:] @ w > 0) == y[1000:])
     for e in run["evaluations"]:
