@@ -45,24 +45,29 @@ def test_jobs_that_never_begin_leave_their_last_words(folder: Path, slurm: Slurm
     emsweep("submit", "plant.yaml", env=slurm.env(), check=0)
     until_quiet(slurm)
     deadline = time.monotonic() + 60
-    while not (causes := json.loads(emsweep("status", "--json", env=slurm.env(), check=0).stdout)[0]["causes"]):
+    # One job may be known to be gone before the other is.
+    while (found := json.loads(emsweep("status", "--json", env=slurm.env(), check=0).stdout)[0])["live_jobs"]:
         assert time.monotonic() < deadline
         time.sleep(1)
-    assert causes[0]["attempts"] == 2
-    assert causes[0]["message"] == "never began (module: command not found: cuda/99)"
+    (why,) = found["causes"]
+    assert why["attempts"] == 2
+    assert why["message"] == "never began (module: command not found: cuda/99)"
     assert "module: command not found: cuda/99" in emsweep("logs", "plant", check=0).stdout
 
 
 def test_a_part_of_a_sweep_is_cancelled_and_the_rest_goes_on(folder: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
-    env = {**slurm.env(), STEP_SECONDS: "1"}
+    env = {**slurm.env(), STEP_SECONDS: "3"}
     emsweep("submit", "plant.yaml", env=env, check=0)
-    assert "3 runs cancelled" in emsweep("cancel", "plant", "--where", "learning_rate=5e-4", env=env, check=0).stdout
+    said = emsweep("cancel", "plant", "--where", "learning_rate=5e-4", env=env, check=0).stdout
+    stopped = int(said.split()[0])
+    assert 1 <= stopped <= 3, "on a busy machine some are done before the command has started"
     until_quiet(slurm)
     deadline = time.monotonic() + 60
     while (found := json.loads(emsweep("status", "--json", env=env, check=0).stdout)[0])["live_jobs"]:
         assert time.monotonic() < deadline
         time.sleep(1)
-    assert found["completed"] == 3
+    # A job that was stopped before it began leaves its runs new, until the holder of the lock records how it ended.
+    assert (found["completed"], found["cancelled"] + found["interrupted"] + found["new"]) == (6 - stopped, stopped)
     emsweep("run", "plant.yaml", "--launcher", "slurm", env={**env, STEP_SECONDS: "0"}, check=0)
     run_id = json.loads(emsweep("sql", "SELECT run_id FROM runs LIMIT 1", "--format", "json", check=0).stdout)[0]["run_id"]
     assert "_0_log.out" in emsweep("logs", run_id, check=0).stdout
