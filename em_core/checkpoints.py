@@ -20,14 +20,16 @@ class Keeper:
     """Saves what `keep` (`none`, `last`, `all` or `best:K`) asks for as training goes on.
 
     `best:K` keeps the K highest accuracies among evaluated steps, the earlier step where two are equal. What was outdone
-    stays on disk until `clear`, because a run that goes on from an earlier step may want it back.
+    stays on disk until `clear`, because a run that goes on from an earlier step may want it back. Of several processes
+    that train one run only one `writes`; the others only hand in their part of the weights, in `save`.
     """
 
-    def __init__(self, folder: Path, keep: Keep, last_step: int, save: Callable[[Path], None]) -> None:
+    def __init__(self, folder: Path, keep: Keep, last_step: int, save: Callable[[Path], None], writes: bool = True) -> None:
         self.folder = folder
         self.keep = keep
         self.last_step = last_step
         self.save = save
+        self.writes = writes
         self.kept: dict[int, float] = {}
         """Step -> accuracy (-1 where there is none)."""
         self.outdone: set[int] = set()
@@ -49,7 +51,7 @@ class Keeper:
 
     def clear(self) -> None:
         """Delete what was outdone."""
-        for step in self.outdone:
+        for step in self.outdone if self.writes else ():
             shutil.rmtree(step_folder(self.folder, step), ignore_errors=True)
         self.outdone.clear()
 
@@ -61,6 +63,9 @@ class Keeper:
             emit("checkpoint", step=step, path=os.path.relpath(path, self.folder.parent.parent))
 
     def _write(self, target: Path) -> None:
+        if not self.writes:
+            self.save(target)
+            return
         part = target.with_name(f".{target.name}.{os.getpid()}")
         with disk_faults(target):
             part.mkdir(parents=True, exist_ok=True)

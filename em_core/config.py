@@ -127,6 +127,8 @@ class Execution(Strict):
     per_device_eval_batch_size: int = Field(64, ge=1, description="Questions answered at once (count).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     deterministic: bool = Field(False, description="Bit-identical runs on a GPU, slower (a CPU always is).")
+    num_processes: int = Field(1, ge=1, description="Processes that train one run together, each on a GPU of its own (count).")
+    fsdp: bool = Field(False, description="Spread the weights over the processes (FSDP2), for models too large for one GPU.")
     save_steps: int = Field(
         0, ge=0, description="Write a state that a killed run goes on from, every so many updates (count; 0: never)."
     )
@@ -143,8 +145,8 @@ class Batches:
 
 
 def batches(config: TrainingConfig, execution: Execution, halvings: int) -> Batches:
-    """The batches of a run, halved `halvings` times but never below 1: less memory, the same numbers but for rounding."""
-    rollout = config.num_generations
+    """The batches of a process, halved `halvings` times but never below 1: less memory, the same numbers but for rounding."""
+    rollout = config.num_generations // execution.num_processes
     train = min(execution.per_device_train_batch_size or rollout, rollout)
     return Batches(*(max(1, size >> halvings) for size in (rollout, train, execution.per_device_eval_batch_size)))
 

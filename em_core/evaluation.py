@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from em_core.config import Evaluation
 from em_core.model import Policy
 from em_core.noise import uniforms
-from em_core.rollout import Sampling, sample
+from em_core.rollout import Sampling
 from em_core.tasks import Task, load_task
 
 SAMPLES_PER_QUESTION = 1 << 20
@@ -60,22 +60,23 @@ def evaluate(policy: Policy, evaluation: Evaluation, seed: int, step: int, batch
 
     samples = [(q, j) for q in range(len(prompts)) for j in range(evaluation.num_samples)]
     samples.sort(key=lambda s: len(prompts[s[0]]))  # questions of like length share a batch: less padding
+    mine = policy.team.dealt(samples)
     stop = policy.stop_ids(task.stop)
     sampling = Sampling(evaluation.temperature, evaluation.top_p)
-    right: dict[tuple[int, int], bool] = {}
-    tokens = ended = 0
-    for start in range(0, len(samples), batch_size):
-        batch = samples[start : start + batch_size]
+    graded: dict[tuple[int, int], tuple[bool, int, bool]] = {}  # right, tokens, ended
+    for start in range(0, len(mine), batch_size):
+        batch = mine[start : start + batch_size]
         draws = None
         if evaluation.temperature > 0:
             draws = uniforms(seed, "evaluation", step, [q * SAMPLES_PER_QUESTION + j for q, j in batch], length)
-        rollout = sample(policy.model, [prompts[q] for q, _ in batch], draws, length, sampling, stop, policy.pad)
-        tokens += int(rollout.mask.sum())
-        ended += int(rollout.ended.sum())
-        for (q, j), text in zip(batch, policy.texts(rollout), strict=True):
-            right[q, j] = task.correct(task.golds[q], text)
-    outcomes = "".join("1" if right[key] else "0" for key in sorted(right))
-    return Score(task, evaluation.num_samples, outcomes, tokens / len(samples), 1 - ended / len(samples))
+        rollout = policy.sample([prompts[q] for q, _ in batch], draws, length, sampling, stop)
+        texts, lengths = policy.texts(rollout), rollout.mask.sum(1).tolist()
+        for (q, j), text, tokens, end in zip(batch, texts, lengths, rollout.ended.tolist(), strict=True):
+            graded[q, j] = task.correct(task.golds[q], text), tokens, end
+    graded = policy.team.merged(graded)
+    outcomes = "".join("1" if graded[key][0] else "0" for key in sorted(graded))
+    tokens_in_all, ended = (sum(g[i] for g in graded.values()) for i in (1, 2))
+    return Score(task, evaluation.num_samples, outcomes, tokens_in_all / len(samples), 1 - ended / len(samples))
 
 
 class Scorer:

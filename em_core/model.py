@@ -2,7 +2,8 @@
 
 With compute dtype float32 the compute model *is* the master. With bfloat16 there is one bf16 copy, used for rollout,
 forward, backward and evaluation; its gradients move into fp32 master gradients as they appear, and it is refreshed from
-the masters after each update. (AdamW on bare bf16 weights loses small updates: 2e-5 against a weight near .02 is under
+the masters after each update. Where several processes share the weights (`em_core.sharding`) the sharded fp32 parameters
+are the masters, in any compute dtype. (AdamW on bare bf16 weights loses small updates: 2e-5 against a weight near .02 is under
 half a bf16 ulp.)
 """
 
@@ -12,13 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from em_core.models import LOGITS_CHUNK, resolve_model
-from em_core.rollout import Rollout
+from em_core.parallel import ALONE, Team
+from em_core.rollout import Rollout, Sampling, sample
+from em_core.sharding import local, shard, spread_like, whole
 
 Terms = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """(fp32 logits (m, V), sampled tokens (m,)) -> tensors of shape (m,): what a loss needs of each position."""
@@ -28,44 +32,59 @@ class Policy:
     """A model, its tokenizer and its masters.
 
     `model` computes; `masters` (name -> fp32 tensor) are what the optimizer updates; `base` holds the weights as
-    loaded, on the host. `positions` is the longest sequence the model takes (None: unlimited).
+    loaded, on the host (this process's part, where they are sharded). `positions` is the longest sequence the model
+    takes (None: unlimited).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        dtype: torch.dtype,
+        team: Team = ALONE,
+    ):
         self.tokenizer = tokenizer
         self.dtype = dtype
-        self.base = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
-        _cast_parameters(model, dtype)
+        self.team = team
+        self.one_copy = team.sharded or dtype == torch.float32
+        """Whether the compute model's parameters are the masters themselves."""
         _remove_dropout(model)
+        if team.sharded:
+            shard(model, team, device, dtype)
+            self.base = {name: local(p).detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+        else:
+            self.base = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+            _cast_parameters(model, dtype)
         self.model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self.model.eval()
         params = dict(self.model.named_parameters())
-        if dtype == torch.float32:
+        if self.one_copy:
             self.masters: dict[str, Tensor] = dict(params)
         else:
             self.masters = {name: torch.empty_like(p, dtype=torch.float32) for name, p in params.items()}
             for name, p in params.items():
                 p.register_post_accumulate_grad_hook(_moves_gradient_to(self.masters[name]))
         self.restore()
-        self.split_head = _head_is_separate(self.model)
+        self.split_head = not team.sharded and _head_is_separate(self.model)  # only whole forward passes gather the weights
         text = self.model.config.get_text_config()
         self.positions: int | None = getattr(text, "max_position_embeddings", None)
         self.stop = _stop_ids(self.model, tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop[0]
 
     @classmethod
-    def load(cls, name: str, revision: str | None, device: torch.device, dtype: torch.dtype) -> Policy:
+    def load(cls, name: str, revision: str | None, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> Policy:
         """The model `name` (see `em_core.models`) on `device`, computing in `dtype`."""
         source: str | Path = resolve_model(name, revision) or name
         revision = revision if isinstance(source, str) else None
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
-        return cls(model, AutoTokenizer.from_pretrained(source, revision=revision), device, dtype)
+        return cls(model, AutoTokenizer.from_pretrained(source, revision=revision), device, dtype, team)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Bit for bit back to the base weights, without gradients."""
         for name, master in self.masters.items():
-            master.copy_(self.base[name])
+            local(master).copy_(self.base[name])
             master.grad = None
         self.refresh()
 
@@ -78,29 +97,57 @@ class Policy:
     def assign(self, weights: Mapping[str, Tensor]) -> None:
         """Weights by parameter name, of any device and precision."""
         for name, weight in weights.items():
-            self.masters[name].copy_(weight)
+            master = self.masters[name]
+            master.copy_(spread_like(master, weight))
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Brings the compute copy up to date with the masters."""
-        if self.dtype != torch.float32:
+        if not self.one_copy:
             for name, p in self.model.named_parameters():
                 p.copy_(self.masters[name])
 
     def save(self, folder: Path) -> None:
-        """A normal Hugging Face checkpoint of the compute model (what was evaluated), with the tokenizer."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """A normal Hugging Face checkpoint of the compute model (what was evaluated), with the tokenizer.
+
+        Of a sharded one the weights come together on the host of the main process, which alone writes.
+        """
+        weights = None
+        if self.team.sharded:
+            weights = self.gathered({name: p.detach() for name, p in self.model.named_parameters()}, self.dtype)
+        if self.team.is_main:
+            self.model.save_pretrained(folder, state_dict=weights)
+            self.tokenizer.save_pretrained(folder)
+
+    def gathered(self, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Sharded tensors made whole, on the host of the main process; nothing in the others."""
+        found = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)  # one at a time: there may be no room for all
+            if self.team.is_main:
+                found[name] = full.to("cpu", dtype if full.dim() else full.dtype)
+        return found
 
     def reference(self) -> Policy:
         """A frozen model with the base weights, for a KL term. Costs one more compute copy."""
         model = AutoModelForCausalLM.from_config(self.model.config)
-        model.load_state_dict(self.base, strict=False)
-        model.tie_weights()
-        frozen = Policy(model, self.tokenizer, self.model.device, self.dtype)
+        if not self.team.sharded:
+            model.load_state_dict(self.base, strict=False)
+            model.tie_weights()
+        frozen = Policy(model, self.tokenizer, self.model.device, self.dtype, self.team)
+        if self.team.sharded:
+            frozen.base = self.base
+            frozen.restore()
         frozen.masters = {}
         return frozen
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], draws: np.ndarray | None, length: int, sampling: Sampling, stop: Sequence[int]
+    ) -> Rollout:
+        """One completion of each prompt; see `em_core.rollout.sample`."""
+        together = self.team.all if self.team.sharded else None
+        return sample(self.model, prompts, draws, length, sampling, stop, self.pad, together)
 
     def encode(self, text: str, chat_template: str) -> list[int]:
         """Token ids of a training prompt: one user turn of the chat template (`auto`, where there is one), or raw text."""

@@ -6,7 +6,7 @@ the time on small models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,17 +98,21 @@ def sample(
     sampling: Sampling,
     stop: Sequence[int],
     pad: int,
+    together: Callable[[bool], bool] | None = None,
 ) -> Rollout:
     """One completion of at most `length` tokens for each prompt, without gradient and in eval mode.
 
     `uniforms` (n, length) in [0, 1) decides each token by inverse CDF; it may be None when greedy.
-    Rows end at any token of `stop` and leave the batch then.
+    Rows end at any token of `stop` and leave the batch then. `together` says whether what is true here (nothing left to
+    do) is true in all processes that share a sharded model (None: there are no others): until then this one goes on with
+    forward passes.
     """
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    # FSDP's buffers are made in the first forward pass and written by training: they must be no inference tensors.
+    with torch.inference_mode() if together is None else torch.no_grad():
         tokens, prompt_mask = pad_left(prompts, pad, model.device)
-        tokens, mask, ended = _decode(model, tokens, prompt_mask, uniforms, length, sampling, stop, pad)
+        tokens, mask, ended = _decode(model, tokens, prompt_mask, uniforms, length, sampling, stop, pad, together or bool)
     model.train(was_training)
     # Copies made outside inference mode, because autograd will save them.
     return Rollout(tokens.clone(), prompt_mask.clone(), mask.clone(), ended.clone())
@@ -123,6 +127,7 @@ def _decode(
     sampling: Sampling,
     stop: Sequence[int],
     pad: int,
+    together: Callable[[bool], bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, width = prompt.shape
     device = prompt.device
@@ -152,14 +157,26 @@ def _decode(
         if bool(done.any()):
             ended[alive[done]] = True
             keep = (~done).nonzero().squeeze(1)
-            if not len(keep):
-                break
             alive, chosen = alive[keep], chosen[keep]
-            cache.batch_select_indices(keep)
+            if len(keep):
+                cache.batch_select_indices(keep)
             if attention is not None:
                 attention, position = attention[keep], position[keep]
+        if together(not len(alive) or t == length - 1):
+            break
+        if not len(alive):
+            _keep_up(model, prompt[:1, -1:], together)
+            break
         new = chosen[:, None]
     return tokens, mask, ended
+
+
+def _keep_up(model: PreTrainedModel, token: Tensor, together: Callable[[bool], bool]) -> None:
+    """Forward passes for nothing, until the other processes have finished their rows as well."""
+    while True:
+        model(input_ids=token, use_cache=False)
+        if together(True):
+            return
 
 
 def inverse_cdf(scores: Tensor, u: Tensor) -> Tensor:

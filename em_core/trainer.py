@@ -7,7 +7,8 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from torch import Tensor
 
 from em_core import resume
 from em_core.checkpoints import Keeper, step_folder
 from em_core.config import METHODS as READS
 from em_core.config import Batches, Execution, Outcome, RunRequest, TrainingConfig, batches
+from em_core.errors import UserError
 from em_core.evaluation import Scorer
 from em_core.methods import METHODS, Method
 from em_core.model import Policy
 from em_core.models import model_key
 from em_core.noise import uniforms
-from em_core.rollout import Rollout, Sampling, sample
+from em_core.parallel import ALONE, Team
+from em_core.rollout import Rollout, Sampling
+from em_core.sharding import spread_like, whole
 
 Emit = Callable[..., None]
 """`emit(kind, **fields)`, kind `metrics`, `eval` or `checkpoint`; the fields are those of docs/records.md."""
@@ -37,13 +42,14 @@ class Trainer:
     The weights of one model stay loaded; a request for another replaces them.
     """
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, team: Team = ALONE) -> None:
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(execution.threads)
         if execution.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.execution = execution
+        self.team = replace(team, sharded=execution.fsdp and team.size > 1)
         self.accelerator = Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
         if execution.device == "cuda" and self.device.type != "cuda":
@@ -60,7 +66,8 @@ class Trainer:
 
     def find_state(self, request: RunRequest) -> resume.State | None:
         """Where an earlier attempt at this run was saved; None: it starts from the beginning."""
-        return resume.find(request) if request.mode == "train" else None
+        state = resume.find(request) if request.mode == "train" else None
+        return state if self.team.all(state is not None) else None
 
     def run(
         self, request: RunRequest, emit: Emit, state: resume.State | None = None, stopping: Callable[[], bool] = lambda: False
@@ -83,7 +90,7 @@ class Trainer:
             status, steps, message = self._measure(request, scorer, emit, seconds)
         else:
             status, steps, message = self._train(request, size, scorer, emit, seconds, state, stopping)
-            if status != "interrupted":
+            if status != "interrupted" and self.team.is_main:
                 resume.remove(request)
         return Outcome(status, steps, message, {**seconds, "peak_memory_mb": self._peak_memory_mb()})
 
@@ -107,6 +114,8 @@ class Trainer:
     ) -> tuple[Any, int, str]:
         config, policy, method = request.config, scorer.policy, METHODS[request.config.method]
         n, length, save_steps = config.num_generations, config.max_completion_length, self.execution.save_steps
+        if n % self.team.size:
+            raise UserError(f"num_generations is {n}, which {self.team.size} processes cannot share equally")
         prompt = policy.encode(config.prompt, config.chat_template)
         policy.check_length(prompt, length, "the prompt")
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
@@ -115,7 +124,7 @@ class Trainer:
             list(policy.masters.values()), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
-        keeper = Keeper(Path(request.checkpoints), request.keep, config.max_steps, policy.save)
+        keeper = Keeper(Path(request.checkpoints), request.keep, config.max_steps, policy.save, self.team.is_main)
         records: list[tuple[str, dict[str, Any]]] = []
 
         def emit(kind: str, **fields: Any) -> None:
@@ -129,17 +138,17 @@ class Trainer:
             done = _go_on_from(state, policy, optimizer, keeper, emit)
         for step in range(done + 1, config.max_steps + 1):
             started = time.perf_counter()
-            draws = uniforms(request.seed, "rollout", step, range(n), length)
+            draws = uniforms(request.seed, "rollout", step, range(n)[self.team.share(n)], length)
             parts = [
-                sample(policy.model, [prompt] * len(rows), rows, length, sampling, policy.stop, policy.pad)
-                for rows in np.split(draws, range(size.rollout, n, size.rollout))
+                policy.sample([prompt] * len(rows), rows, length, sampling, policy.stop)
+                for rows in np.split(draws, range(size.rollout, len(draws), size.rollout))
             ]
             rollout = Rollout.joined(parts)
             sampled = time.perf_counter()
 
             values = self._gradient(method, policy, base, rollout, config, size.train)
             limit = config.max_grad_norm or math.inf
-            values["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.masters.values(), limit).item()
+            values["grad_norm"] = whole(torch.nn.utils.clip_grad_norm_(policy.masters.values(), limit)).item()
             finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
             if finite:
                 optimizer.step()
@@ -159,9 +168,11 @@ class Trainer:
             if not save_steps:
                 keeper.clear()
             elif step < config.max_steps:
-                stop = stopping()
+                stop = self.team.from_main(stopping())
                 if stop or step % save_steps == 0:
-                    resume.save(request, self._state(step, policy, optimizer, keeper, records))
+                    state = self._state(step, policy, optimizer, keeper, records)
+                    if self.team.is_main:
+                        resume.save(request, state)
                     keeper.clear()
                 if stop:
                     return "interrupted", step, f"saved at step {step}"
@@ -172,24 +183,26 @@ class Trainer:
         self, method: Method, policy: Policy, base: Policy | None, rollout: Rollout, config: TrainingConfig, size: int
     ) -> dict[str, float]:
         """Adds the gradient of the step's loss, a mean over all its tokens whatever the micro-batch `size`; returns metrics."""
-        lengths = rollout.mask.sum(1)
-        tokens = int(lengths.sum())
+        mine, n = len(rollout.tokens), config.num_generations
+        all_of = self.team.total({"tokens": int(rollout.mask.sum()), "ended": int(rollout.ended.sum())})
+        tokens = int(all_of["tokens"])
         weights, values = method.weights(policy, rollout, config)
         values |= {
-            "completion_length": tokens / len(lengths),
-            "truncated": 1 - rollout.ended.float().mean().item(),
+            "completion_length": tokens / n,
+            "truncated": 1 - all_of["ended"] / n,
             "tokens": tokens,
         }
         sums: dict[str, float] = {}
         policy.model.train(self.execution.gradient_checkpointing)  # it works in train mode only; there is no dropout
-        for start in range(0, len(lengths), size):
+        for start in range(0, mine, size):
             rows = slice(start, start + size)
             total, parts = method.loss(policy, base, rollout[rows], None if weights is None else weights[rows], config)
             self.accelerator.backward(total / tokens)
             for name, part in {"loss": total.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0.0) + part.item()
         policy.model.eval()
-        return {name: total / tokens for name, total in sums.items()} | values
+        self.team.sum_gradients(policy.masters.values())
+        return {name: total / tokens for name, total in self.team.total(sums).items()} | values
 
     def _measure(self, request: RunRequest, scorer: Scorer, emit: Emit, seconds: dict[str, float]) -> tuple[Any, int, str]:
         """Evaluate each wanted step from the checkpoint that training kept; step 0 is the base model."""
@@ -218,15 +231,20 @@ class Trainer:
         keeper: Keeper,
         records: list[tuple[str, dict[str, Any]]],
     ) -> resume.State:
-        moments = {name: dict(optimizer.state[master]) for name, master in policy.masters.items()}
-        return resume.State(step, self._device_name(), records, keeper.kept, keeper.outdone, policy.masters, moments)
+        masters: Mapping[str, Tensor] = policy.masters
+        moments: dict[str, Mapping[str, Tensor]] = {name: optimizer.state[m] for name, m in masters.items()}
+        if self.team.sharded:
+            masters = policy.gathered(masters)
+            moments = {name: policy.gathered(m) for name, m in moments.items()}
+        return resume.State(step, self._device_name(), records, keeper.kept, keeper.outdone, masters, moments)
 
     def _scorer(self, config: TrainingConfig) -> Scorer:
         """The policy, back at its base weights, and what is known of it."""
         key = (model_key(config.model_name_or_path, config.model_revision), self._dtype(config))
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # frees the other model first
-            policy = Policy.load(config.model_name_or_path, config.model_revision, self.device, self._dtype(config))
+            name, revision = config.model_name_or_path, config.model_revision
+            policy = Policy.load(name, revision, self.device, self._dtype(config), self.team)
             if self.execution.gradient_checkpointing:
                 policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             self._loaded = (key, Scorer(policy, self.execution.per_device_eval_batch_size))
@@ -254,7 +272,7 @@ def _go_on_from(state: resume.State, policy: Policy, optimizer: torch.optim.Opti
     policy.assign(state.masters)
     for name, moments in state.moments.items():
         master = policy.masters[name]
-        optimizer.state[master] = {k: v.to(master.device, copy=True) for k, v in moments.items()}
+        optimizer.state[master] = {k: spread_like(master, v) for k, v in moments.items()}
     keeper.kept, keeper.outdone = dict(state.kept), set(state.outdone)
     for kind, fields in state.records:
         emit(kind, **fields)

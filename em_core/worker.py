@@ -4,6 +4,9 @@ The supervisor is the only parent a worker obeys: TERM, INT and USR2 (which sche
 process groups) are ignored, and the end of the stdin pipe ends the worker at once, even in the middle of a step, so
 that no orphan trains on. A run that raises is reported and the worker goes on to the next. The message
 `{"stop": true}` asks the run in progress to save its state and end, which it does where `save_steps` is set.
+
+A worker may be a team of processes (`em_core.parallel`): the main one hears the supervisor and writes the records. When a
+run raises in any of them the others may be anywhere, so it is reported and all of them end (`worker_ends`).
 """
 
 from __future__ import annotations
@@ -16,29 +19,50 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from em_core.config import Execution, RunRequest, can_halve
 from em_core.errors import Fault
 from em_core.journal import Record, encode
 
+if TYPE_CHECKING:  # a rehearsal must not pay for importing torch
+    from em_core.parallel import Team
+
 TRACEBACK_TAIL = 4000
 """Characters of a traceback that are kept."""
+
+
+PATIENCE = 2.0
+"""Seconds before one of several processes reports an error, which may be the echo of another's death: `Guard` is faster."""
 
 
 def main() -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
-    pipe = int(sys.argv[1])
-    inbox, stop = _listen()
-    execution = Execution(**inbox.get()["execution"])
-    trainers: dict[str, Any] = {}
+    pipe, device = sys.argv[1], sys.argv[2:]
+    if not device:
+        receive, stop = _listen()
+        worker = Worker(Execution(**receive()["execution"]), int(pipe), stop)
+    else:
+        from em_core.parallel import join
+
+        # The launcher does not hand its files on, but lends them.
+        records = os.open(f"/proc/{os.getppid()}/fd/{pipe}", os.O_WRONLY)
+        team = join(*device)
+        hear, stop = _listen() if team.is_main else (dict, threading.Event())
+
+        def receive() -> Record:
+            return team.from_main(hear())
+
+        worker = Worker(Execution(**receive()["execution"]), records, stop, team)
     while True:
-        _work(RunRequest.from_json(inbox.get()), execution, trainers, pipe, stop)
+        worker.work(RunRequest.from_json(receive()))
 
 
-def _listen() -> tuple[queue.SimpleQueue[Record], threading.Event]:
-    """Lines of stdin and whether to stop, heard by a thread that ends the process when the supervisor is gone."""
+def _listen() -> tuple[Callable[[], Record], threading.Event]:
+    """What gives the next message on stdin, and whether to stop; heard by a thread, which ends the process
+    when the supervisor is gone."""
     inbox: queue.SimpleQueue[Record] = queue.SimpleQueue()
     stop = threading.Event()
 
@@ -54,54 +78,98 @@ def _listen() -> tuple[queue.SimpleQueue[Record], threading.Event]:
             os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    return inbox, stop
+    return inbox.get, stop
 
 
-def _work(request: RunRequest, execution: Execution, trainers: dict[str, Any], pipe: int, stop: threading.Event) -> None:
-    started = time.time()
+class Worker:
+    """Works off requests, one at a time, and writes their records into `pipe`."""
 
-    def emit(kind: str, **fields: Any) -> None:
+    def __init__(self, execution: Execution, pipe: int, stop: threading.Event, team: Team | None = None) -> None:
+        self.execution = execution
+        self.pipe = pipe
+        self.stop = stop
+        self.team = team
+        self.trainers: dict[str, Any] = {}
+
+    def _write(self, request: RunRequest, kind: str, fields: dict[str, Any]) -> None:
         line = encode(kind, {"run_id": request.run_id, "attempt": request.attempt, **fields})
         while line:
-            line = line[os.write(pipe, line) :]
+            line = line[os.write(self.pipe, line) :]
 
-    trainer = None
-    end: dict[str, Any] = {"cause": "", "message": "", "traceback": "", "steps": 0, "figures": {}}
-    try:
-        trainer = _trainer(request.config.method, execution, trainers)
-        state = trainer.find_state(request)
-        emit(
-            "run_start",
-            config_id=request.config_id,
-            seed=request.seed,
-            mode=request.mode,
-            slot=int(os.environ.get("EMSWEEP_SLOT", "0")),
-            t=started,
-            measures=[[i, list(steps)] for i, _, steps in request.evaluations],
-            **trainer.describe(request.config),
-            resumed_step=state.step if state else 0,
-            resumed_device=state.device if state else None,
-        )
-        outcome = trainer.run(request, emit, state, stop.is_set)
-        end |= {"status": outcome.status, "steps": outcome.steps, "message": outcome.message}
-        end["cause"] = {"diverged": "non-finite", "interrupted": "stopped"}.get(outcome.status, "")
-        end["figures"] = dict(outcome.figures or {})
-    except BrokenPipeError:
-        os._exit(0)
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        cause = cause_of(error)
-        if cause == "gpu out of memory" and not can_halve(request.config, execution, request.halvings):
-            message += " (its batches are down to 1 already)"
-        tail = traceback.format_exc()[-TRACEBACK_TAIL:]
-        print(tail, file=sys.stderr, flush=True)
-        end |= {"status": "failed", "cause": cause, "message": message, "traceback": tail}
-        if isinstance(error, Fault) or "No space left" in str(error) or "quota exceeded" in str(error):
-            end |= {"status": "interrupted", "cause": "disk"}  # not the run's doing: the supervisor stops the job
-    if trainer is not None and end["cause"] == "gpu out of memory":  # here, where the traceback no longer holds the run's tensors
-        trainer.free_memory()
-    now = time.time()
-    emit("run_end", t=now, seconds=now - started, **end)
+    def work(self, request: RunRequest) -> None:
+        """Do what is asked; whatever comes of it is in the records."""
+        started = time.time()
+
+        def emit(kind: str, **fields: Any) -> None:
+            if self.team is None or self.team.is_main:
+                self._write(request, kind, fields)
+
+        trainer = None
+        end: dict[str, Any] = {"cause": "", "message": "", "traceback": "", "steps": 0, "figures": {}}
+        try:
+            trainer = self._trainer(request.config.method)
+            state = trainer.find_state(request)
+            emit(
+                "run_start",
+                config_id=request.config_id,
+                seed=request.seed,
+                mode=request.mode,
+                slot=int(os.environ.get("EMSWEEP_SLOT", "0")),
+                t=started,
+                measures=[[i, list(steps)] for i, _, steps in request.evaluations],
+                **trainer.describe(request.config),
+                resumed_step=state.step if state else 0,
+                resumed_device=state.device if state else None,
+            )
+            outcome = trainer.run(request, emit, state, self.stop.is_set)
+            end |= {"status": outcome.status, "steps": outcome.steps, "message": outcome.message}
+            end["cause"] = {"diverged": "non-finite", "interrupted": "stopped"}.get(outcome.status, "")
+            end["figures"] = dict(outcome.figures or {})
+        except BrokenPipeError:
+            os._exit(0)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+            cause = cause_of(error)
+            if cause == "gpu out of memory" and not can_halve(request.config, self.execution, request.halvings):
+                message += " (its batches are down to 1 already)"
+            tail = traceback.format_exc()[-TRACEBACK_TAIL:]
+            print(tail, file=sys.stderr, flush=True)
+            end |= {"status": "failed", "cause": cause, "message": message, "traceback": tail}
+            if isinstance(error, Fault) or "No space left" in str(error) or "quota exceeded" in str(error):
+                end |= {"status": "interrupted", "cause": "disk"}  # not the run's doing: the supervisor stops the job
+        now = time.time()
+        end |= {"t": now, "seconds": now - started}
+        if self.team is not None and end["traceback"]:
+            self._give_up(request, end, self.team)
+        if trainer is not None and end["cause"] == "gpu out of memory":  # here, where no traceback holds the run's tensors
+            trainer.free_memory()
+        emit("run_end", **end)
+
+    def _give_up(self, request: RunRequest, end: dict[str, Any], team: Team) -> None:
+        """Report the failure, if no other process does, and wait for the supervisor to end them all."""
+        time.sleep(PATIENCE)
+        if team.is_first_to_fail():
+            self._write(request, "run_end", end | {"worker_ends": True})
+        threading.Event().wait()
+
+    def _trainer(self, method: str) -> Any:
+        """The trainer, made once: it keeps the base weights between runs. Who needs no torch must not pay for importing it."""
+        which = method if method in ("noop", "external") else "train"
+        if which not in self.trainers:
+            if which == "noop":
+                from em_core.noop import Noop
+
+                self.trainers[which] = Noop(self.execution)
+            elif which == "external":
+                from em_core.external import External
+
+                self.trainers[which] = External(self.execution)
+            else:
+                from em_core.parallel import ALONE
+                from em_core.trainer import Trainer
+
+                self.trainers[which] = Trainer(self.execution, self.team or ALONE)
+        return self.trainers[which]
 
 
 def cause_of(error: Exception) -> str:
@@ -112,25 +180,6 @@ def cause_of(error: Exception) -> str:
     if isinstance(error, MemoryError) or "can't allocate memory" in said:  # numpy and Python; torch's allocator
         return "host out of memory"
     return "exception"
-
-
-def _trainer(method: str, execution: Execution, trainers: dict[str, Any]) -> Any:
-    """The trainer, made once: it keeps the base weights between runs. Who needs no torch must not pay for importing it."""
-    which = method if method in ("noop", "external") else "train"
-    if which not in trainers:
-        if which == "noop":
-            from em_core.noop import Noop
-
-            trainers[which] = Noop(execution)
-        elif which == "external":
-            from em_core.external import External
-
-            trainers[which] = External(execution)
-        else:
-            from em_core.trainer import Trainer
-
-            trainers[which] = Trainer(execution)
-    return trainers[which]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_core.config import RunRequest
+from em_core.config import Execution, RunRequest
 from em_core.journal import Record
 from launchers.snapshot import visible_gpus
 
@@ -33,13 +33,15 @@ class Slot:
     request: RunRequest | None = None
     started: float = 0.0
     ended: int = 0
+    leaving: bool = False
+    """Whether the worker said that it takes no more runs."""
 
-    def start(self, log: Path, environment: dict[str, str]) -> None:
+    def start(self, log: Path, environment: dict[str, str], execution: Execution) -> None:
         """Start the worker; its records come out of `pipe`."""
         read_end, write_end = os.pipe()
         with open(log, "ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "em_core.worker", str(write_end)],
+                worker_command(write_end, execution),
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
@@ -48,7 +50,7 @@ class Slot:
                 start_new_session=True,  # its own group, so that it and its children can be killed together
             )
         os.close(write_end)
-        self.pipe, self.pending = read_end, b""
+        self.pipe, self.pending, self.leaving = read_end, b"", False
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process is not None
@@ -94,6 +96,20 @@ class Slot:
             self.process.stdin.close()
         self.process = None
         return returncode
+
+
+def worker_command(pipe: int, execution: Execution) -> list[str]:
+    """The command line of a worker that writes its records into `pipe`: one process, or several that train together.
+
+    `--multi_gpu` is `accelerate`'s word for several processes on one machine; on a CPU the workers talk through gloo.
+    """
+    if execution.num_processes == 1:
+        return [sys.executable, "-m", "em_core.worker", str(pipe)]
+    return [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--gpu_ids", "all", "--num_machines", "1",
+        "--num_processes", str(execution.num_processes), "--main_process_port", "0", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "-m", "em_core.worker", str(pipe), execution.device,
+    ]  # fmt: skip
 
 
 def slot_environment(index: int, header: Record) -> dict[str, str]:

@@ -148,10 +148,11 @@ class Supervisor:
 
     def _hand_out(self, slot: Slot) -> None:
         record = self.assignment.queue.popleft()
+        if slot.leaving:
+            self._kill(slot)
         if slot.process is None:
-            slot.start(
-                self.sweep.worker_log(self.job, slot.index), slot_environment(slot.index, self.assignment.header) | self.copies
-            )
+            environment = slot_environment(slot.index, self.assignment.header) | self.copies
+            slot.start(self.sweep.worker_log(self.job, slot.index), environment, self.execution)
             self.selector.register(slot.pipe, selectors.EVENT_READ, slot)
             slot.send({"execution": self.execution.model_dump()})
         slot.record = record
@@ -189,6 +190,7 @@ class Supervisor:
         """The slot is free again. A state saved on request is progress as an end is."""
         slot.request = slot.record = None
         slot.ended += 1
+        slot.leaving = b'"worker_ends":true' in line
         if b'"status":"interrupted"' in line and self.stopping:
             self._unfinished = True
         if is_failure(line):

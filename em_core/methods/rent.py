@@ -22,7 +22,7 @@ NO_ANSWER = -7.0
 
 @torch.no_grad()
 def weights(policy: Policy, rollout: Rollout, config: TrainingConfig) -> tuple[Tensor, dict[str, float]]:
-    """The advantage of each completion, shape (n,)."""
+    """The advantage of each completion within the group, which may be spread over several processes, shape (n,)."""
     size = 8  # completions scored at once; the mean of each one does not depend on it
     means = []
     for start in range(0, len(rollout.tokens), size):
@@ -32,8 +32,9 @@ def weights(policy: Policy, rollout: Rollout, config: TrainingConfig) -> tuple[T
         means += [row.mean() for row in h.split(lengths.tolist())]
     reward = -torch.stack(means)
     unparsable = torch.tensor([not has_answer(text) for text in policy.texts(rollout)], device=reward.device)
+    reward, unparsable = policy.team.joined(reward), policy.team.joined(unparsable)
     reward = torch.where(unparsable, torch.full_like(reward, NO_ANSWER), reward)
-    advantage = group_advantage(reward)
+    advantage = group_advantage(reward)[policy.team.share(len(reward))]
     return advantage, {"reward": reward.mean().item(), "unparsable": unparsable.float().mean().item()}
 
 
