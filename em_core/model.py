@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from em_core.models import LOGITS_CHUNK, resolve_model
 from em_core.parallel import ALONE, Team
 from em_core.rollout import Rollout, Sampling, sample
-from em_core.sharding import local, shard, spread_like, whole
+from em_core.sharding import drop_gathered, local, shard, spread_like, whole
 
 Terms = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """(fp32 logits (m, V), sampled tokens (m,)) -> tensors of shape (m,): what a loss needs of each position."""
@@ -104,7 +104,9 @@ class Policy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Brings the compute copy up to date with the masters."""
-        if not self.one_copy:
+        if self.team.sharded:
+            drop_gathered(self.model)
+        elif not self.one_copy:
             for name, p in self.model.named_parameters():
                 p.copy_(self.masters[name])
 
@@ -115,7 +117,7 @@ class Policy:
         """
         weights = None
         if self.team.sharded:
-            weights = self.gathered({name: p.detach() for name, p in self.model.named_parameters()}, self.dtype)
+            weights = self.gathered(self.masters, self.dtype)
         if self.team.is_main:
             self.model.save_pretrained(folder, state_dict=weights)
             self.tokenizer.save_pretrained(folder)

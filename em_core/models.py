@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from em_core.config import METHODS, Execution, TrainingConfig
+from em_core.config import METHODS, Execution, TrainingConfig, batches
 from em_core.errors import UserError
 
 MINIATURE = "miniature"
@@ -198,19 +198,23 @@ def memory_estimate(name: str, revision: str | None, config: TrainingConfig, exe
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and execution.device != "cpu")
     width = 2 if bf16 else 4
     length = len(config.prompt) // 3 + config.max_completion_length
-    rows = min(execution.per_device_train_batch_size or config.num_generations, config.num_generations)
+    size = batches(config, execution, 0)
+    scored = size.train * config.max_completion_length
+    shards = execution.num_processes if execution.fsdp else 1
     cached = 2 * layers * (c.get("num_key_value_heads") or heads) * head_dim * width
     # Per token and layer about 16 hidden-sized activations are kept for the backward pass, or 1 with checkpointing.
     kept = layers * hidden * (1 if execution.gradient_checkpointing else 16) * width
+    has_reference = config.kl_coef > 0 and "kl_coef" in METHODS[config.method].reads
+    logits = scored if shards > 1 else 0  # a sharded model computes them at once
     parts = {
-        "weights": 4 * count,
-        "gradients": 4 * count,
-        "adam": 8 * count,
-        "compute_copy": 2 * count if bf16 else 0,
-        "reference": width * count if config.kl_coef > 0 and "kl_coef" in METHODS[config.method].reads else 0,
-        "kv_cache": config.num_generations * length * cached,
-        "activations": rows * length * kept,
-        "logits_chunk": 3 * 4 * min(LOGITS_CHUNK, rows * config.max_completion_length) * c["vocab_size"],
+        "weights": 4 * count / shards,
+        "gradients": 4 * count / shards,
+        "adam": 8 * count / shards,
+        "compute_copy": 2 * count if bf16 and shards == 1 else 0,
+        "reference": (width if shards == 1 else 4 / shards) * count if has_reference else 0,
+        "kv_cache": size.rollout * length * cached,
+        "activations": size.train * length * kept,
+        "logits_chunk": (3 * 4 * min(LOGITS_CHUNK, scored) + 2 * width * logits) * c["vocab_size"],
     }
     gib = {k: v / 2**30 for k, v in parts.items()}
     return {**gib, "device": sum(gib.values()), "host": 4 * count / 2**30}

@@ -49,8 +49,8 @@ class Team:
 
     def dealt(self, things: Sequence[T]) -> Sequence[T]:
         """Every `size`-th thing, equally many for every process: some are given out twice where that does not come out even."""
-        rest = -len(things) % self.size
-        return [*things, *things[:rest]][self.rank :: self.size]
+        each = -(-len(things) // self.size)
+        return [things[(self.rank + i * self.size) % len(things)] for i in range(each)]
 
     def from_main(self, value: T) -> T:
         """What the main process has (of any type)."""

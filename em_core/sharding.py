@@ -33,6 +33,12 @@ def shard(model: PreTrainedModel, team: Team, device: torch.device, dtype: torch
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
+def drop_gathered(model: PreTrainedModel) -> None:
+    """Forget what stays gathered after a forward pass (embeddings, norms), because the weights have changed."""
+    assert isinstance(model, FSDPModule)
+    model.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -100,7 +100,7 @@ def expected_hours(
         if expected is not None:
             config = manifest.configs[config_id]
             rule = spec.resources_for(config.training.model_dump() | {"prompt": config.prompt_name})
-            rule = on_this_machine(rule) if launcher == "local" else rule
+            rule = on_this_machine(rule, spec.execution) if launcher == "local" else rule
             per_run[config_id] = expected.middle * devices(rule.gpus_per_run) / 3600
     return {r: per_run[manifest.runs[r].config_id] for r in runs if manifest.runs[r].config_id in per_run}
 

@@ -85,6 +85,9 @@ def _expand(spec: Spec) -> Expansion:
     for arm, fields in points:
         config = _config(spec, fields, find_prompt, find_model)
         config = configs.setdefault(config.config_id, config)
+        if config.training.num_generations % spec.execution.num_processes:
+            n, processes = config.training.num_generations, spec.execution.num_processes
+            raise SpecError(("execution", "num_processes"), f"{n} completions cannot be shared equally by {processes} processes")
         collapsed += (arm, config.config_id) in members
         members[arm, config.config_id] = config
     runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)

@@ -141,7 +141,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
 
 def _workers(jobs: Sequence[PlannedJob], spec: Spec, launcher: str) -> int:
     if launcher == "local":
-        rule = on_this_machine(spec.resources_for({}))
+        rule = on_this_machine(spec.resources_for({}), spec.execution)
         return min(local_slots(rule), max((len(j.runs) for j in jobs), default=0))
     return sum(j.slots for j in jobs)
 

@@ -15,7 +15,7 @@ class Resources(BaseModel):
     when: dict[str, Any] = Field({}, description="In a list of rules: the rule is for configs with these values.")
     cpus_per_run: int = Field(1, ge=1, description="Cores, and threads, per run (count).")
     gpus_per_run: int | None = Field(
-        None, ge=0, description="GPUs per run (count; none: 1 on a local machine with GPUs, else 0)."
+        None, ge=0, description="GPUs per run (count; none: 1 per process on a local machine with GPUs, else 0)."
     )
     mem_gb: float | None = Field(None, gt=0, description="Host memory per run (GB; none: the cluster's default).")
     timeout_min: int = Field(60, ge=1, description="Wall-clock limit of a job (minutes).")

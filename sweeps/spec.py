@@ -165,6 +165,7 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
         if "threads" in spec.execution.model_fields_set:
             raise SpecError(("execution", "threads"), "follows `resources.cpus_per_run`: set that")
         rules = _resource_rules(spec, site or Site())
+        _check_processes(spec.execution, rules)
     except SpecError as mistake:
         raise document.error(mistake) from None
     spec._document, spec._overrides, spec._rules, spec._sets = document, overrides, rules, sets
@@ -328,6 +329,17 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
         known = [*TrainingConfig.model_fields, "seeds", *UNNAMED, *(f"execution.{f}" for f in Execution.model_fields)]
         known += [f"retries.{f}" for f in Retries.model_fields]
         raise UserError(f"--set {key}: {unknown('field', key, [*known, *(f'resources.{f}' for f in Resources.model_fields)])}")
+
+
+def _check_processes(execution: Execution, rules: Iterable[Resources]) -> None:
+    """Refuse processes that would have no GPU of their own, and sharding among one."""
+    processes = execution.num_processes
+    if execution.fsdp and processes == 1:
+        raise SpecError(("execution", "fsdp"), "spreads the weights over several processes: set `num_processes` as well")
+    for rule in rules:
+        if rule.gpus_per_run and rule.gpus_per_run < processes:
+            gpus = f"`resources.gpus_per_run` is {rule.gpus_per_run}"
+            raise SpecError(("execution", "num_processes"), f"{processes} processes need a GPU each, and {gpus}")
 
 
 def _resource_rules(spec: Spec, site: Site) -> tuple[Resources, ...]:

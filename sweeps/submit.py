@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from em_core.config import Execution
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch, read_records, write_whole
 from em_core.models import MINIATURE, at_revision, cached_folder, model_folder
@@ -66,7 +67,7 @@ def pack(
     jobs = []
     for rule, runs in groups.values():
         runs.sort(key=lambda r: _model_of(manifest, r[0]))  # stable: a worker loads base weights as seldom as can be
-        rule = rule if launcher == "slurm" else on_this_machine(rule)
+        rule = rule if launcher == "slurm" else on_this_machine(rule, spec.execution)
         slots = local_slots(rule) if launcher == "local" else rule.slots_per_job
         size = (
             LOCAL_JOB if launcher == "local" else _runs_per_job(rule, slots, [seconds.get(r[0].rsplit("-s", 1)[0]) for r in runs])
@@ -81,10 +82,10 @@ def _model_of(manifest: Manifest, run_id: str) -> str:
     return manifest.configs[manifest.runs[run_id].config_id].model
 
 
-def on_this_machine(rule: Resources) -> Resources:
-    """Resources with what `none` GPUs per run means here: one where the machine has any."""
+def on_this_machine(rule: Resources, execution: Execution) -> Resources:
+    """Resources with what `none` GPUs per run means here: one for each process where the machine has any."""
     if rule.gpus_per_run is None:
-        return rule.model_copy(update={"gpus_per_run": 1 if visible_gpus() else 0})
+        return rule.model_copy(update={"gpus_per_run": execution.num_processes if visible_gpus() else 0})
     return rule
 
 
@@ -119,7 +120,7 @@ def uses_gpu(spec: Spec, launcher: str) -> bool:
     if spec.execution.device == "cpu":
         return False
     rule = spec.resources_for({})
-    return bool((on_this_machine(rule) if launcher == "local" else rule).gpus_per_run)
+    return bool((on_this_machine(rule, spec.execution) if launcher == "local" else rule).gpus_per_run)
 
 
 def _runs_per_job(rule: Resources, slots: int, seconds: Sequence[float | None]) -> int:
@@ -242,7 +243,8 @@ def _write_assignment(
     local_disk: str | None = None,
 ) -> None:
     """A plain sweep's assignment is written whole and closed."""
-    execution = spec.execution.model_copy(update={"threads": job.resources.cpus_per_run})
+    threads = max(1, job.resources.cpus_per_run // spec.execution.num_processes)
+    execution = spec.execution.model_copy(update={"threads": threads})
     header: dict[str, Any] = {
         "job": name,
         "sweep": sweep.sweep,
