@@ -15,6 +15,7 @@ from rich.console import Console
 from em_core.errors import Fault
 from em_core.journal import RunStatus, SweepDir
 from em_core.lock import locked
+from launchers.scheduler import SETTLE
 from launchers.slurm import own_job_id
 from sweeps.handout import FRUITLESS_ROUNDS, Round, ensure_follow_up, play_round
 from sweeps.manifest import Manifest, read_manifest
@@ -53,11 +54,11 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
             with locked(sweep.lock, f"sweep {sweep.sweep} is being changed", wait=60):
                 done = play_round(spec, sweep, manifest, observer, observer.launchers["slurm"], site, revive=False)
                 if done.jobs or done.view.live:
-                    ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, fruitless)
+                    stopped = ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, fruitless)
         except Fault as fault:
             stopped = str(fault)
     _collect(sweep, db, console)
-    if done and (done.jobs or done.view.live):
+    if done and (done.jobs or done.view.live) and not stopped:
         console.print(
             f"{sweep.sweep}: {len(done.jobs):,} jobs submitted, {done.view.done:,} of {len(done.view.states):,} runs done"
         )
@@ -76,7 +77,7 @@ def _quiet(observer: Observer, manifest: Manifest) -> View:
         view = observer.look(manifest)
         if not view.unheard or time.monotonic() > end:
             return view
-        time.sleep(2)
+        time.sleep(SETTLE)
 
 
 def _collect(sweep: SweepDir, db: Path, console: Console) -> None:

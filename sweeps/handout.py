@@ -85,6 +85,8 @@ def play_round(
         exclude_nodes=observer.bad_nodes(spec.retries.exclude_node_after),
         running=len(view.live),
     )
+    if not names and not view.live:
+        raise Fault(f"{len(todo):,} runs are left, and Slurm takes no more jobs of yours now (MaxSubmitJobs); try again later")
     runs = frozenset(r for job in jobs[: len(names)] for r, _ in job.runs)
     return Round(view, tuple(names), runs, len(todo) - len(runs))
 
@@ -113,15 +115,15 @@ def refuse_halted(sweep: SweepDir) -> None:
 
 def ensure_follow_up(
     sweep: SweepDir, observer: Observer, view: View, jobs: Collection[str], db: Path, site: Site, fruitless: int
-) -> None:
+) -> str:
     """Chain a small job to the sweep's living jobs, which goes on when they are over. The caller holds the sweep's lock.
 
-    Only the newest follow-up acts. One that cannot be submitted is no disaster: the same command goes on as well.
+    Only the newest follow-up acts. Returns why there is none, or nothing: no disaster, but somebody must stay awake then.
     """
     slurm = observer.launchers["slurm"]
     alive = [j.id for j in observer.jobs() if j.launcher == "slurm" and j.id and (j.name in view.live or j.name in jobs)]
     if not site.follow_up or not alive or not isinstance(slurm, SlurmLauncher):
-        return
+        return ""
     command = [
         sys.executable, "-m", "sweeps.cli", "follow-up", sweep.sweep, "--root", str(sweep.root), "--db", str(db),
         "--tried", str(view.tried), "--fruitless", str(fruitless),
@@ -130,7 +132,10 @@ def ensure_follow_up(
     words |= {k.removeprefix("slurm_"): v for k, v in site.follow_up_resources.items()}
     if site.setup:
         words["setup"] = list(site.setup)
-    job = slurm.follow(f"{sweep.sweep}:follow-up", alive, command, take(sweep.root), words)
-    append_batch(
-        sweep.submissions, [("follow_up", {"id": job, "after": alive, "command": shlex.join(command), "t": time.time()})]
-    )
+    try:
+        job = slurm.follow(f"{sweep.sweep}:follow-up", alive, command, take(sweep.root), words)
+    except Fault as fault:
+        return f"no follow-up job goes on with {sweep.sweep} by itself: {fault}"
+    told = {"id": job, "after": alive, "command": shlex.join(command), "t": time.time()}
+    append_batch(sweep.submissions, [("follow_up", told)])
+    return ""

@@ -86,8 +86,8 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
         done = play_round(spec, sweep, manifest, observer, observer.launchers["slurm"], site, retrain=retrain)
-        if done.jobs:
-            ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)
+        if done.jobs and (alone := ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)):
+            console.print(alone, soft_wrap=True)
     if not done.jobs and not done.left:
         console.print("Nothing to submit.")
         return
@@ -139,7 +139,7 @@ def _rounds(
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
     ours: list[str] = []
     handed: set[str] = set()
-    fruitless = tried = 0
+    fruitless, tried = 0, -1
     while True:
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             # To train again for a measurement is done once; what a person cancels meanwhile stays cancelled.
@@ -149,7 +149,7 @@ def _rounds(
                 retrain=retrain, without=again, revive=not ours,
             )  # fmt: skip
             if done.jobs and launcher == "slurm":
-                ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)
+                ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)  # where it cannot, this command goes on
         fruitless = fruitless + 1 if done.view.tried == tried else 0
         tried = done.view.tried
         handed |= done.runs

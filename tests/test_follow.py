@@ -135,3 +135,22 @@ def test_one_cap_is_shared_out_over_all_arrays(sizes: list[int], cap: int | None
     assert found == shares
     if cap is not None:
         assert sum(s or 0 for s in found) <= max(1, cap - running)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_full_queue_and_a_refused_follow_up_are_said_in_one_line(
+    folder: Path, on_slurm: SlurmCluster, emsweep: Emsweep
+) -> None:
+    site = (folder / "site.toml").read_text()
+    for _ in range(2):
+        on_slurm.run("sbatch", "--hold", "--output=/dev/null", "--wrap", "true")
+    (folder / "site.toml").write_text(site + "max_submit_jobs = 3\n")
+    full = emsweep("submit", "plant.yaml", env=on_slurm.env(), check=1)
+    assert (
+        full.stderr == "emsweep: 12 runs are left, and Slurm takes no more jobs of yours now (MaxSubmitJobs); try again later\n"
+    )
+    (folder / "site.toml").write_text(site + 'follow_up_resources = {slurm_partition = "nowhere"}\n')
+    said = emsweep("submit", "plant.yaml", env=on_slurm.env(), check=0).stdout
+    assert "no follow-up job goes on with plant by itself" in said
+    assert "4 jobs submitted." in said
