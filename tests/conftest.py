@@ -15,6 +15,14 @@ pytest_plugins = ["tests.slurm_fixture", "tests.fault_fixture"]
 Emsweep = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` is to take minutes on two cores: what takes longest runs in CI."""
+    if not {"EMSWEEP_CI", "EMSWEEP_LONG"} & os.environ.keys():
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: CI runs it, and EMSWEEP_LONG=1"))
+
+
 @pytest.fixture(autouse=True)
 def _no_site(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads this user's site file or is taken for a cluster."""

@@ -167,15 +167,15 @@ def test_import_stays_light(module: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rehearsal_never_loads_torch(tmp_path: Path) -> None:
     code = """
-import json
-from em_core import worker
+import threading
+from em_core.worker import Worker
 from em_core.config import Evaluation, Execution, RunRequest, TrainingConfig
 request = RunRequest(
     "c-s0", "c", 0, 0, "train", TrainingConfig(model_name_or_path="miniature", prompt="a", method="noop", max_steps=3),
     (("e", Evaluation(task="two_step_sums", task_key="two_step_sums@1"), (0, 3)),), "none", "ckpt",
 )
 said = []
-outcome = worker._trainer("noop", Execution(), {}).run(request, lambda kind, **fields: said.append(kind))
+outcome = Worker(Execution(), -1, threading.Event())._trainer("noop").run(request, lambda kind, **fields: said.append(kind))
 assert (outcome.status, outcome.steps) == ("completed", 3), outcome
 assert said == ["eval", "metrics", "metrics", "metrics", "eval"], said
 """

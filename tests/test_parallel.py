@@ -120,7 +120,7 @@ def wanted(folder: Path, **training: Any) -> RunRequest:
     return request(said, folder / "c" / "r", evaluations=evaluations, keep="last")
 
 
-@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.long)], ids=["whole", "sharded"])
 def test_two_processes_do_what_one_does_also_when_stopped_in_between(tmp_path: Path, fsdp: bool) -> None:
     execution = PAIR.model_copy(update={"fsdp": fsdp, "save_steps": 100, "per_device_train_batch_size": 2})
     runs = [wanted(tmp_path / "many"), wanted(tmp_path / "rent", **RENT)]
@@ -145,6 +145,7 @@ def test_two_processes_do_what_one_does_also_when_stopped_in_between(tmp_path: P
     assert os.listdir(tmp_path / "many" / "c" / "r") == ["step-6"]
 
 
+@pytest.mark.long
 def test_a_killed_process_takes_the_others_with_it_as_if_the_worker_was_killed(tmp_path: Path) -> None:
     for rank in (0, 1):
         workers = Workers(tmp_path, PAIR)
@@ -157,6 +158,7 @@ def test_a_killed_process_takes_the_others_with_it_as_if_the_worker_was_killed(t
         assert all(r["kind"] == "metrics" for r in workers.records), "it says nothing of its end: that is the supervisor's word"
 
 
+@pytest.mark.long
 def test_a_killed_launcher_leaves_nobody(tmp_path: Path) -> None:
     workers = Workers(tmp_path, PAIR)
     workers.tell(wanted(tmp_path, max_steps=5000).as_json())
@@ -167,6 +169,7 @@ def test_a_killed_launcher_leaves_nobody(tmp_path: Path) -> None:
     gone(tmp_path)
 
 
+@pytest.mark.long
 def test_an_error_in_one_process_is_reported_once_and_ends_them(tmp_path: Path) -> None:
     """The main process meanwhile waits for the other one's part, and would for ever."""
     with team(tmp_path, PAIR, "tests.failing_worker") as workers:
@@ -190,6 +193,7 @@ resources: {cpus_per_run: 2}
 """
 
 
+@pytest.mark.long
 def test_through_the_plant_a_failed_run_costs_its_processes_and_not_its_neighbours(tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "plant.yaml").write_text(SPEC)
     emsweep("run", "plant.yaml", "--launcher", "local", check=1, env={"EMSWEEP_TEST_MARK": str(tmp_path)})
@@ -200,6 +204,7 @@ def test_through_the_plant_a_failed_run_costs_its_processes_and_not_its_neighbou
     gone(tmp_path)
 
 
+@pytest.mark.long
 def test_nothing_outlives_a_killed_command_and_supervisor(tmp_path: Path) -> None:
     (tmp_path / "plant.yaml").write_text(SPEC.replace("max_steps: 3", "max_steps: 5000").replace("steps: [0, 3]", "steps: [0]"))
     command = start(tmp_path, "local", {})

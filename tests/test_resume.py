@@ -140,6 +140,7 @@ def until_step(sweep: SweepDir, attempt: int, step: int) -> None:
     raise AssertionError("the run never got there")
 
 
+@pytest.mark.long
 def test_workers_killed_in_mid_run_leave_the_numbers_of_an_undisturbed_sweep(tmp_path: Path, emsweep: Emsweep) -> None:
     """kill -9 under the real supervisor, twice; all records and the checkpoints are bit-identical."""
     (tmp_path / "plant.yaml").write_text(SPEC)

@@ -80,6 +80,7 @@ def test_names_and_mistakes(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_it_says_and_what_plan_makes_of_it(tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "spec.yaml").write_text(

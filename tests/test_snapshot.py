@@ -143,6 +143,7 @@ def test_a_disk_that_refuses_is_one_line(edited_here: Path, tmp_path: Path) -> N
         snapshot.take.__wrapped__(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_restarted_after_an_edit_run_the_old_code(checkout: Path, tmp_path: Path, emsweep: Emsweep) -> None:
     expected = undisturbed(tmp_path / "calm")
