@@ -74,8 +74,11 @@ class Launcher(Protocol):
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         """The state of each job, in one or two calls to the scheduler for all of them."""
 
-    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
-        """How each ended try of these jobs ended, oldest first; a job the scheduler does not remember is left out."""
+    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]] | None:
+        """How each ended try of these jobs ended, oldest first, or only the newest; a job that is forgotten is left out.
+
+        None where that cannot be told now.
+        """
 
     def find(self, token: str, jobs: Sequence[str]) -> list[str] | None:
         """Ids of a batch that was submitted under this token, [] if there is none, None if that cannot be told.

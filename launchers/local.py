@@ -79,7 +79,7 @@ class LocalLauncher:
 
 
 def _is_locked(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -103,11 +103,16 @@ class Witness:
                 states[job] = JobState.GONE
         return states
 
-    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
-        """How each ended try of these jobs ended; from the queue's last minutes where there is no accounting."""
+    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]] | None:
+        """How each ended try of these jobs ended; from the queue's last minutes, and of the newest try only, where there is
+        no accounting. None where there is one that does not answer: a verdict is for good, so it can wait.
+        """
+        remembered = accounting(ids)
+        if remembered is None and not _accounting_is_off():
+            return None
         found = {
             job: [Ended(r.word, r.node, r.mem_gb) for r in rows if r.word not in LIVE or r.word == "REQUEUED"]
-            for job, rows in (accounting(ids) or {}).items()
+            for job, rows in (remembered or {}).items()
         }
         for job in ids:
             row = (self.queue() or {}).get(job)
@@ -141,6 +146,13 @@ def accounting(ids: Sequence[str]) -> dict[str, list[Row]] | None:
             known = None if node in ("", "None assigned") else node
             rows.setdefault(job, []).append(Row(word, _seconds(end), "", known, _gigabytes(mem, nodes, cpus)))
     return rows
+
+
+def _accounting_is_off() -> bool:
+    """Whether the controller answers, and says that it keeps no accounts."""
+    config = ask("scontrol", "show", "config") or []
+    kept = [line.partition("=")[2].strip() for line in config if line.startswith("AccountingStorageType")]
+    return bool(kept) and kept[0] in ("accounting_storage/none", "(null)", "")
 
 
 def _controller_forgot(job: str) -> bool:

@@ -48,6 +48,7 @@ class Slot:
                 pass_fds=(write_end,),
                 env=os.environ | environment,
                 start_new_session=True,  # its own group, so that it and its children can be killed together
+                preexec_fn=_deaf,
             )
         os.close(write_end)
         self.pipe, self.pending, self.leaving = read_end, b"", False
@@ -112,6 +113,12 @@ def worker_command(pipe: int, execution: Execution) -> list[str]:
     ]  # fmt: skip
 
 
+def _deaf() -> None:
+    """Slurm signals every process of a job: only the supervisor is to obey, and not what starts a run's processes either."""
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def slot_environment(index: int, header: Record) -> dict[str, str]:
     """What a worker's environment adds: its threads (pinned, or numbers change between launchers) and its GPUs."""
     threads = str(header["execution"]["threads"])
@@ -122,6 +129,7 @@ def slot_environment(index: int, header: Record) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # SIGTERM too is the supervisor's business
     }
     gpus = int(header.get("gpus_per_run") or 0)
     if gpus:

@@ -75,7 +75,7 @@ class SlurmLauncher:
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         return WITNESS.states(ids) if ids else {}
 
-    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]]:
+    def ends(self, ids: Sequence[str]) -> dict[str, list[Ended]] | None:
         return WITNESS.ends(ids) if ids else {}
 
     def limits(self) -> Limits:

@@ -75,9 +75,10 @@ class Supervisor:
 
     def run(self) -> int:
         with contextlib.ExitStack() as lock:
-            # The lock tells a local `emsweep run` that this job lives; the kernel drops it with the process.
-            held = lock.enter_context(open(self.journal.path, "rb"))
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.launcher == "local":
+                # Tells a local `emsweep run` that this job lives; the kernel drops it with the process. Not where it is not
+                # needed: network file systems refuse some locks.
+                fcntl.flock(lock.enter_context(open(self.journal.path, "r+b")), fcntl.LOCK_EX)
             self._journal_start()
             self.copies = local_copy.of_job(self.assignment.header, lambda: bool(self.stopping))
             try:
@@ -86,7 +87,8 @@ class Supervisor:
                 self._end_workers()
             self.journal.append("job_end", reason=self.stopping or "done", t=time.time())
             self.journal.sync()
-        if self.stop_cause == causes.TIME_LIMIT and self._unfinished and any(s.ended for s in self.slots):
+        progress = any(s.ended for s in self.slots) or self.execution.save_steps > 0
+        if self.stop_cause == causes.TIME_LIMIT and self._unfinished and progress:
             return REQUEUE
         return STOPPED if self.stopping else DONE
 
@@ -107,6 +109,7 @@ class Supervisor:
             self._apply_cancels()
             if self.assignment.stop:
                 self.stop(self.assignment.stop, causes.CANCELLED)
+                self.stopping, self.stop_cause = self.assignment.stop, causes.CANCELLED  # however the signal came first
             elif reason := halted(self.sweep):
                 self.stop(reason)
             busy = any(s.request is not None for s in self.slots)
@@ -127,7 +130,7 @@ class Supervisor:
                         self.stop("the launcher ended")
                 else:
                     self._read(key.data)
-        self._unfinished = bool(self.assignment.queue)
+        self._unfinished = self._unfinished or bool(self.assignment.queue)
         for slot in self.slots:
             if slot.request is not None:
                 self._kill(slot)
@@ -303,7 +306,11 @@ class Supervisor:
     def _journal_stopped(self, slot: Slot) -> None:
         """The end of a run that the job's end cut short. One that had the whole job to itself will never fit."""
         minutes = self.assignment.header.get("timeout_min")
-        if self.stop_cause == causes.TIME_LIMIT and not slot.ended:
+        saves = self.execution.save_steps > 0
+        assert slot.record is not None
+        if self.stop_cause == causes.TIME_LIMIT and saves and self._worn_out(slot.record, causes.TIME_LIMIT):
+            self._journal_end(slot, RunStatus.FAILED, causes.TIME_LIMIT, "met its job's time limit too often")
+        elif self.stop_cause == causes.TIME_LIMIT and not slot.ended and not saves:
             longer = (
                 f"longer than the job's time limit of {minutes} min: raise resources.timeout_min, or set execution.save_steps"
             )

@@ -51,7 +51,10 @@ def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:
                         for run_id in sorted(left & chosen.runs):
                             out.append("cancel", run_id=run_id)
                     out.sync()
-            observer.launchers["slurm"].cancel([j.id for j in whole if j.launcher == "slurm" and j.id])
+            ids = [j.id for j in whole if j.launcher == "slurm" and j.id]
+            if ids and chosen.runs >= chosen.manifest.runs.keys() and (follow_up := observer.follow_up()):
+                ids.append(follow_up)  # or it would hand out what was not in any job yet
+            observer.launchers["slurm"].cancel(ids)
     return stopped
 
 

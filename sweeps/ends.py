@@ -95,15 +95,20 @@ def settle(
         return False
     words: dict[str, list[Ended]] = {}
     for name, launcher in launchers.items():
-        words |= launcher.ends([j.id for j, _ in over if j.launcher == name and j.id])
+        said = launcher.ends([j.id for j, _ in over if j.launcher == name and j.id])
+        if said is None:
+            over = [(j, n) for j, n in over if j.launcher != name]
+        words |= said or {}
     records = []
     for j, n in over:
-        told = words.get(j.id or "", [])
-        word = told[n] if n < len(told) else Ended("")
+        told, last = words.get(j.id or "", []), max(by_job[j.name], default=0)
+        word = told[n] if n < len(told) and len(told) > last else told[-1] if told and n == last else Ended("")
         found = by_job[j.name].get(n)
         cause = _cause(word.word, found)
         given_up = [
-            a.run_id for a in (found.attempts if found else ()) if _unended(a) and _too_often(a, found, cause, mine, limits)
+            a.run_id
+            for a in (found.attempts if found else ())
+            if _unended(a) and _too_often(a, found, cause, mine, limits, _saved(sweep, a.run_id))
         ]
         fields = {"job": j.name, "try": n, "cause": cause, "state": word.word, "node": word.node, "mem_gb": word.mem_gb}
         records.append(("ended", {**fields, "given_up": given_up, "t": time.time()}))
@@ -122,12 +127,19 @@ def _cause(word: str, t: JobTry | None) -> str:
     return STOPPED if found == LOST and (reason is not None or word == "REQUEUED") else found
 
 
+def _saved(sweep: SweepDir, run_id: str) -> bool:
+    """Whether the run left a state that another try goes on from."""
+    return any(sweep.run_checkpoints(run_id).glob("resume*"))
+
+
 def _unended(a: Attempt) -> bool:
     return a.status is RunStatus.RUNNING or (a.end or {}).get("t") == 0.0
 
 
-def _too_often(a: Attempt, t: JobTry | None, cause: str, mine: Mapping[str, list[Attempt]], limits: Mapping[str, int]) -> bool:
-    if cause == TIME_LIMIT and t is not None:  # it had the whole job to itself, and that was not enough
+def _too_often(
+    a: Attempt, t: JobTry | None, cause: str, mine: Mapping[str, list[Attempt]], limits: Mapping[str, int], saved: bool
+) -> bool:
+    if cause == TIME_LIMIT and t is not None and not saved:  # it had the whole job to itself, and that was not enough
         slot = a.start.get("slot")
         if not any(b is not a and b.start.get("slot") == slot for b in t.attempts):
             return True

@@ -15,6 +15,7 @@ from rich.console import Console
 from em_core.errors import Fault
 from em_core.journal import RunStatus, SweepDir
 from em_core.lock import locked
+from launchers.causes import DISK
 from launchers.scheduler import SETTLE
 from launchers.slurm import own_job_id
 from sweeps.handout import FRUITLESS_ROUNDS, Round, ensure_follow_up, play_round
@@ -40,7 +41,7 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
     """Go on with a sweep whose jobs are over. `tried` attempts were known at the last round; `fruitless` rounds brought none."""
     observer = Observer(sweep)
     newest, own = observer.follow_up(), own_job_id()
-    if own and newest and own != newest:
+    if own and newest and int(newest) > int(own):
         console.print(f"a newer follow-up ({newest}) watches over {sweep.sweep}")
         return
     manifest = read_manifest(sweep)
@@ -48,6 +49,8 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
     view = _quiet(observer, manifest)
     fruitless = fruitless + 1 if view.tried == tried else 0
     stopped = "" if fruitless < FRUITLESS_ROUNDS else f"jobs end before any run begins, {fruitless} times in a row"
+    if any(counts.get(DISK) for counts in view.troubles.values()):
+        stopped = "the disk refused what runs wanted to write; make room, then the same command goes on"
     done: Round | None = None
     if not stopped:
         try:

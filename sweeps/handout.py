@@ -83,7 +83,7 @@ def play_round(
         launcher,
         troubles=view.troubles,
         exclude_nodes=observer.bad_nodes(spec.retries.exclude_node_after),
-        running=len(view.live),
+        running=observer.under_way(view.live),
     )
     if not names and not view.live:
         raise Fault(f"{len(todo):,} runs are left, and Slurm takes no more jobs of yours now (MaxSubmitJobs); try again later")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from em_core.journal import (
@@ -28,6 +28,10 @@ from sweeps.ends import JobEnd, closed, read_end, settle
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.reconcile import SubmittedJob, View, reconcile
 
+OUTAGE = 600.0
+"""Seconds within which the deaths of a node's jobs count as one failure of the node."""
+FORGIVE_NODE = 86_400.0
+"""Seconds after which a failure of a node is forgotten."""
 ADOPT_AFTER = 60.0
 """Seconds after which a submission that no scheduler knows is taken to have never happened."""
 
@@ -93,9 +97,20 @@ class Observer:
         return jobs
 
     def bad_nodes(self, failures: int) -> tuple[str, ...]:
-        """Nodes on which at least so many of this sweep's jobs died with their node."""
-        counts = Counter(e.node for e in self._ends().values() if e.cause == NODE_FAILURE and e.node)
-        return tuple(sorted(node for node, n in counts.items() if n >= failures))
+        """Nodes that failed at least so often under this sweep's jobs within a day."""
+        now = time.time()
+        failed = [e for e in self._ends().values() if e.cause == NODE_FAILURE and e.node and now - e.t < FORGIVE_NODE]
+        outages = {(e.node, int(e.t // OUTAGE)) for e in failed}  # its jobs die together: that is one failure
+        counts = Counter(node for node, _ in outages)
+        return tuple(sorted(node for node, n in counts.items() if node and n >= failures))
+
+    def under_way(self, live: Collection[str]) -> int:
+        """How many of the living jobs may run at once, by the shares that their arrays were given."""
+        total = 0
+        for r in self._records():
+            if r["kind"] == "intent" and (alive := sum(job in live for job in r["jobs"])):
+                total += min(alive, r.get("parallelism") or alive)
+        return total
 
     def follow_up(self) -> str | None:
         """Id of the newest follow-up job, None where there was none."""

@@ -150,7 +150,7 @@ def submit(
 ) -> list[str]:
     """Write assignments and intents, then hand the jobs over; returns the names of those that the scheduler has room for.
 
-    The caller holds the sweep's lock. `running` is how many jobs of the sweep are alive already, `troubles` what bad luck
+    The caller holds the sweep's lock. `running` is how many jobs of the sweep may run already, `troubles` what bad luck
     the runs had. A crash at any instant leaves either no intent (nothing was submitted) or an intent whose token the
     scheduler can be asked about; runs are never lost and an accidental second job costs time, not truth.
     """
@@ -170,8 +170,9 @@ def submit(
             _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {}, site.local_disk)
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
-        intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs, "t": time.time()}
-        append_batch(sweep.submissions, [("intent", intent)])
+        intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs}
+        told: dict[str, Any] = {**intent, "parallelism": share, "t": time.time()}
+        append_batch(sweep.submissions, [("intent", told)])
         array = Batch(
             token=token,
             name=f"{sweep.sweep}:{i + 1}/{len(chunks)}",
@@ -190,6 +191,8 @@ def submit(
             # A failed answer is not a refusal: the controller may have queued the jobs and timed out. Only its word counts.
             if launcher.find(token, chunk_names) == []:
                 append_batch(sweep.submissions, [("refused", {"token": token, "t": time.time()})])
+            if names:  # what is queued is to be followed; the next round meets the same refusal, or none
+                return names
             raise
         append_batch(sweep.submissions, [("submitted", {"token": token, "ids": ids, "t": time.time()})])
         names += chunk_names
@@ -212,7 +215,9 @@ def _shares(sizes: Sequence[int], cap: int | None, running: int) -> list[int | N
     """
     if cap is None:
         return [None] * len(sizes)
-    left = max(1, cap - running)
+    left = cap - running
+    if left <= 0:
+        return []
     sizes = sizes[:left]
     shares = [1] * len(sizes)
     for _ in range(min(left, sum(sizes)) - len(sizes)):

@@ -98,6 +98,8 @@ def test_without_accounting_the_queue_says_for_minutes_how_a_job_ended(script: S
     script("squeue", f"7_0|TIMEOUT|{LONG_AGO}|x")
     witness = Witness()
     assert state(witness) is JobState.GONE
+    assert witness.ends(["7_0"]) is None, "an accounting that does not answer now may tell more later"
+    script("scontrol", "Configuration data\nAccountingStorageType   = accounting_storage/none")
     assert witness.ends(["7_0"]) == {"7_0": [Ended("TIMEOUT")]}
 
 
