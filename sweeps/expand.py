@@ -85,14 +85,21 @@ def _expand(spec: Spec) -> Expansion:
     for arm, fields in points:
         config = _config(spec, fields, find_prompt, find_model)
         config = configs.setdefault(config.config_id, config)
-        if config.training.num_generations % spec.execution.num_processes:
-            n, processes = config.training.num_generations, spec.execution.num_processes
-            raise SpecError(("execution", "num_processes"), f"{n} completions cannot be shared equally by {processes} processes")
+        _check_shares(config.training, spec.execution.num_processes)
         collapsed += (arm, config.config_id) in members
         members[arm, config.config_id] = config
     runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)
     evaluations = _evaluations(spec, list(configs.values()))
     return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed)
+
+
+def _check_shares(training: TrainingConfig, processes: int) -> None:
+    """Refuse processes that cannot share a run's work equally, or that would each start a trainer of the user's."""
+    where = ("execution", "num_processes")
+    if processes > 1 and training.method == "external":
+        raise SpecError(where, "a trainer of your own starts its processes itself: leave it at 1")
+    if training.num_generations % processes:
+        raise SpecError(where, f"{training.num_generations} completions cannot be shared equally by {processes} processes")
 
 
 # -- points -----------------------------------------------------------------------------------------------------

@@ -591,6 +591,22 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         more("arms: {a: &a {temperature: hot}, b: {<<: *a}}"),
         "8: arms.a.temperature: 'hot' is not a number",
     ),
+    "fsdp of one": (
+        more("execution: {fsdp: true}"),
+        "8: execution.fsdp: spreads the weights over several processes: set `num_processes` as well",
+    ),
+    "processes without a GPU": (
+        more("execution: {num_processes: 4}\nresources: {gpus_per_run: 2}"),
+        "8: execution.num_processes: 4 processes need a GPU each, and `resources.gpus_per_run` is 2",
+    ),
+    "unequal shares": (
+        more("execution: {num_processes: 3}"),
+        "8: execution.num_processes: 64 completions cannot be shared equally by 3 processes",
+    ),
+    "own trainer in processes": (
+        sub("max_steps: 10}", "max_steps: 10, method: external, command: train}") + "execution: {num_processes: 2}\n",
+        "8: execution.num_processes: a trainer of your own starts its processes itself: leave it at 1",
+    ),
     "execution.threads": (more("execution: {threads: 4}"), "8: execution.threads: follows `resources.cpus_per_run`: set that"),
     "range the wrong way": (
         axis("num_generations: {range: [10, 1, 1]}"),
