@@ -70,9 +70,9 @@ class Bench:
             asked.append(self.questions() - before)
         return statistics.median(seconds), statistics.median(asked)
 
-    def submit(self) -> float:
+    def submit(self, runs_per_job: str) -> float:
         self.began = time.monotonic()
-        return self.emsweep("submit", "plant.yaml", "-y")
+        return self.emsweep("submit", "plant.yaml", "-y", "--set", f"resources.runs_per_job={runs_per_job}")
 
     def jobs(self) -> int:
         return sum(len(r["jobs"]) for r in read_records(self.sweep.submissions) if r["kind"] == "intent")
@@ -102,12 +102,12 @@ def files(folder: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
-def ours(folder: Path, cluster: SlurmCluster, shape: tuple[int, int]) -> float:
+def ours(folder: Path, cluster: SlurmCluster, shape: tuple[int, int], runs_per_job: str) -> float:
     """The whole sweep through emsweep; runs per minute."""
     runs = shape[0] * shape[1] * 16
     bench = Bench(folder, cluster, SPEC % (*shape, 4))
-    print(f"emsweep, {runs:,} noop runs:")
-    submitted = bench.submit()
+    print(f"emsweep, {runs:,} noop runs, runs_per_job: {runs_per_job}")
+    submitted = bench.submit(runs_per_job)
     at_first, calls = files(bench.sweep.path), bench.programs.calls("sbatch")
     print(f"  submit: {submitted:.1f} s, {calls} sbatch calls ({bench.jobs()} jobs and the follow-up), {at_first} files")
     seconds, asked = bench.status()
@@ -124,7 +124,7 @@ def ours(folder: Path, cluster: SlurmCluster, shape: tuple[int, int]) -> float:
 def one_task_per_run(folder: Path, cluster: SlurmCluster, runs: int, of: int) -> float:
     """The first `runs` of the same sweep with submitit alone, one array task each; runs per minute."""
     folder.mkdir()
-    assignments = sorted((folder.parent / "ours" / "runs" / "plant" / "assignments").iterdir())
+    assignments = sorted((folder.parent / "ours-120" / "runs" / "plant" / "assignments").iterdir())
     records = list(read_records(assignments[0]))
     header = records[0]
     configs = {r["config_id"]: r["training"] for r in records if r["kind"] == "config"}
@@ -180,8 +180,7 @@ def many_workers(folder: Path) -> None:
     """64 workers at once: 8 jobs of 8 slots, on nodes that are said to have 32 CPUs each."""
     with SlurmCluster(tempfile.mkdtemp(prefix="emsweep-slurm-"), cpus=32) as cluster:
         bench = Bench(folder, cluster, SPEC % (4, 10, 8), step_seconds=1.0)
-        bench.emsweep("submit", "plant.yaml", "-y", "--set", "resources.runs_per_job=80")
-        bench.began = time.monotonic()
+        bench.submit("80")
         wall = bench.wait()
         attempts = [a for path in bench.sweep.all_journals() for a in read_job_try(path).attempts if a.end]
         changes = sorted([(a.start["t"], 1) for a in attempts] + [(a.end["t"], -1) for a in attempts if a.end])
@@ -198,12 +197,16 @@ def main() -> None:
     parser.add_argument("--configs", type=int, nargs=2, default=(28, 30), help="grid of configs (28 30: 13,440 runs)")
     parser.add_argument("--tasks", type=int, default=150, help="runs that submitit alone does")
     args = parser.parse_args()
+    shape = (args.configs[0], args.configs[1])
     with tempfile.TemporaryDirectory() as name, SlurmCluster(tempfile.mkdtemp(prefix="emsweep-slurm-")) as cluster:
-        runs = args.configs[0] * args.configs[1] * 16
-        rate = ours(Path(name) / "ours", cluster, tuple(args.configs))
-        cluster.reset()
+        runs = shape[0] * shape[1] * 16
+        # `auto` knows that these runs take no time; 120 is how runs of a minute on 4 slots are packed into half an hour.
+        rates = []
+        for runs_per_job in ("auto", "120"):
+            rates.append(ours(Path(name) / f"ours-{runs_per_job}", cluster, shape, runs_per_job))
+            cluster.reset()
         beside = one_task_per_run(Path(name) / "theirs", cluster, args.tasks, runs)
-        print(f"runs per minute, emsweep over submitit alone: {rate / beside:.0f}x")
+        print("runs per minute, emsweep over submitit alone:", ", ".join(f"{rate / beside:.0f}x" for rate in rates))
         cluster.down()
         many_workers(Path(name) / "many")
 

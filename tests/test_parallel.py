@@ -20,7 +20,7 @@ from em_core.config import Evaluation, Execution, RunRequest
 from em_core.journal import RunStatus, SweepDir
 from em_core.parallel import ALONE, Team
 from em_core.trainer import Trainer
-from launchers.slot import worker_command
+from launchers.slot import Slot, slot_environment, worker_command
 from sweeps.observe import Observer
 from tests.conftest import Emsweep
 from tests.models import CPU, SUMS, Records, config, request
@@ -230,3 +230,28 @@ def test_shares_are_equal_and_together_everything() -> None:
         assert {x for d in dealt for x in d} == set(range(n))
     assert ALONE.dealt(range(5)) == [0, 1, 2, 3, 4]
     assert ALONE.total({"a": 1}) == {"a": 1}
+
+
+@pytest.mark.long
+def test_signals_to_the_whole_job_are_the_supervisors_business(tmp_path: Path) -> None:
+    """Slurm sends a warning, and the end of a preempted job, to every process: none of a run's may die of it."""
+    slot = Slot(0)
+    header = {"execution": {"threads": 1}}
+    slot.start(tmp_path / "log", slot_environment(0, header) | {"EMSWEEP_TEST_MARK": str(tmp_path)}, PAIR)
+    assert slot.process is not None
+    try:
+        slot.send({"execution": PAIR.model_dump()})
+        slot.send(wanted(tmp_path, max_steps=5000).as_json())
+        while not any(line.startswith(b'{"kind":"metrics"') for line in slot.lines() or ()):
+            pass
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            os.killpg(slot.process.pid, number)
+        for pid in processes_of(tmp_path):
+            os.kill(pid, signal.SIGUSR2)
+        time.sleep(3)
+        assert slot.process.poll() is None
+        assert slot.lines()
+        assert slot.lines(), "and it trains on"
+    finally:
+        slot.kill()
+    gone(tmp_path)
