@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,8 @@ from sweeps.spec import Spec
 
 ASK_ABOVE = 1.0
 """Device-hours above which a run asks first."""
+PATIENCE = 60.0
+"""Seconds that `submit` waits for cancelled jobs to end."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     expansion = _prepared(spec, root, "slurm", site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     observer = Observer(sweep)
+    if ending := _let_end(observer, sweep, site, console, PATIENCE):
+        raise Fault(
+            f"{ending:,} cancelled jobs of {sweep.sweep} are not known to be over yet; the same command in a minute submits "
+            "their runs"
+        )
     with locked(sweep.lock, f"sweep {expansion.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
         done = play_round(spec, sweep, manifest, observer, observer.launchers["slurm"], site, retrain=retrain)
@@ -135,6 +143,7 @@ def _rounds(
 ) -> View:
     """Hand out, watch, and hand out again what died with its job; the journals decide."""
     observer = Observer(sweep)
+    _let_end(observer, sweep, site, console)
     with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
         manifest = extend(sweep, expansion, "spec", spec_fields(spec))
     ours: list[str] = []
@@ -163,6 +172,24 @@ def _rounds(
             )
         _watch(observer, manifest, site, watching(console, sweep.sweep), wanted=done.left)
         _refuse_faults(observer, sweep, ours)
+
+
+def _let_end(observer: Observer, sweep: SweepDir, site: Site, console: Console, patience: float = math.inf) -> int:
+    """Wait for jobs that a person has cancelled and that may still be doing something; returns how many are left.
+
+    Until such a job is known to be over its runs are nobody's to hand out, and it is none that this command watches.
+    """
+    end = time.monotonic() + patience
+    told = {job for job in observer.look().live if any(read_records(sweep.assignment(job), (b'{"kind":"stop"',)))}
+    said = False
+    while ending := told & observer.look(every=site.poll_seconds).live:
+        if not said:
+            console.print(f"waiting for {len(ending):,} cancelled jobs to end", highlight=False)
+            said = True
+        if time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    return len(ending)
 
 
 def _watch(observer: Observer, manifest: Manifest, site: Site, show: watching, wanted: int) -> View:

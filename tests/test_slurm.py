@@ -112,7 +112,24 @@ def test_cancel_ends_the_jobs_on_slurm(folder: Path, slurm: SlurmCluster, emswee
     while slurm.run("squeue", "--noheader"):
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    emsweep("run", "plant.yaml", "--launcher", "slurm", env={**env, STEP_SECONDS: "0"}, check=0)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("run", "plant.yaml", "--launcher", "slurm"), ("submit", "plant.yaml")], ids=lambda c: c[0])
+def test_what_was_cancelled_goes_on_while_its_jobs_are_still_ending(
+    folder: Path, slurm: SlurmCluster, emsweep: Emsweep, command: tuple[str, ...]
+) -> None:
+    env = {**slurm.env(), STEP_SECONDS: "5"}
+    emsweep("submit", "plant.yaml", env=env, check=0)
+    time.sleep(3)
+    emsweep("cancel", "plant", "-y", env=env, check=0)
+    said = emsweep(*command, env={**env, STEP_SECONDS: "0"}, check=0).stdout
+    assert "cancelled jobs to end" in said
+    deadline = time.monotonic() + 60
+    while json.loads(emsweep("status", "plant", "--json", env=env).stdout)[0]["completed"] < 12:
+        assert command[0] == "submit", "`run` returns when all is done"
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.slurm
