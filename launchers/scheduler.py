@@ -190,26 +190,41 @@ def limits(witness: Witness) -> Limits:
     return Limits(_array_size(), _submitted_jobs(), sum(row.word in LIVE for row in listed.values()))
 
 
-@lru_cache(maxsize=1)
 def _array_size() -> int | None:
-    config = ask("scontrol", "show", "config") or []
-    sizes = [value.strip() for name, _, value in (line.partition("=") for line in config) if name.strip() == "MaxArraySize"]
+    lines = (line.partition("=") for line in _settings("scontrol", "show", "config"))
+    sizes = [value.strip() for name, _, value in lines if name.strip() == "MaxArraySize"]
     return int(sizes[0]) if sizes and sizes[0].isdigit() else None
 
 
-@lru_cache(maxsize=1)
 def _submitted_jobs() -> int | None:
     assoc = ("show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs,QOS,DefaultQOS")
-    rows = [line.split("|") for line in ask("sacctmgr", "--noheader", "--parsable2", *assoc) or [] if line.count("|") == 2]
+    rows = [line.split("|") for line in _settings("sacctmgr", "--noheader", "--parsable2", *assoc) if line.count("|") == 2]
     numbers = {int(own) for own, _, _ in rows if own.isdigit()}
     mine = {name for _, allowed, default in rows for name in (default or allowed).split(",") if name}
     if mine:
         qos = ("show", "qos", "format=Name,MaxSubmitJobsPerUser")
-        for line in ask("sacctmgr", "--noheader", "--parsable2", *qos) or []:
+        for line in _settings("sacctmgr", "--noheader", "--parsable2", *qos):
             name, _, most = line.partition("|")
             if name in mine and most.isdigit():
                 numbers.add(int(most))
     return min(numbers, default=None)
+
+
+def _settings(*command: str) -> tuple[str, ...]:
+    """How the cluster is set up: asked once in a process, and again only after a question that failed."""
+    try:
+        return _answered(*command)
+    except LookupError:
+        return ()
+
+
+@lru_cache
+def _answered(*command: str) -> tuple[str, ...]:
+    """Raises `LookupError`, which no cache remembers, where there is no answer."""
+    said = ask(*command)
+    if said is None:
+        raise LookupError(command[0])
+    return tuple(said)
 
 
 def ask(*command: str) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from enum import StrEnum
@@ -181,6 +182,7 @@ app.add_typer(cli_cluster.app)
 
 def main(args: Any = None) -> None:
     """Entry point: errors that a person can mend are one line on stderr; usage errors exit 2."""
+    gc.set_threshold(200_000)  # records read from journals are no garbage: a status of 13,440 runs took a sixth longer
     try:
         app(args)
     except EmsweepError as error:

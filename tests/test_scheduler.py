@@ -119,19 +119,17 @@ def test_a_program_that_hangs_is_no_answer(script: Script, tmp_path: Path, monke
 
 
 def test_limits_of_the_cluster_and_of_the_user(script: Script) -> None:
-    scheduler._array_size.cache_clear()
-    scheduler._submitted_jobs.cache_clear()
+    scheduler._answered.cache_clear()
     script("squeue", "7_0|RUNNING|N/A|x\n7_1|COMPLETED|N/A|x")
     script("scontrol", "Configuration data\nMaxArraySize            = 1001\nMaxJobCount = 10000")
     assert scheduler.limits(Witness()) == Limits(1001, None, 1)
-    scheduler._submitted_jobs.cache_clear()
+    script("scontrol", "MaxArraySize = 11")  # what was answered is not asked again; a question that failed is
     assoc = "500|normal,high|normal\n|normal|"
     (Path(os.environ["PATH"].split(":")[0]) / "sacctmgr").write_text(
         f"#!/bin/sh\ncase \"$*\" in *assoc*) printf '{assoc}\\n';; *) printf 'normal|200\\nhigh|50\\n';; esac\n"
     )
     assert scheduler.limits(Witness()) == Limits(1001, 200, 1)
-    scheduler._array_size.cache_clear()
-    scheduler._submitted_jobs.cache_clear()
+    scheduler._answered.cache_clear()
 
 
 @pytest.mark.parametrize(
