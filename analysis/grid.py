@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from analysis.queries import PARAM_COLUMN, Frames, load, sql
-from analysis.stats import Floats, seed_means
+from analysis.stats import Bools, Floats, seed_means
 from em_core.config import TrainingConfig
 
 Point = int | Literal["last"]
@@ -38,22 +39,26 @@ class Grid:
 
     def accuracy(self, point: Point) -> Floats:
         """(configs, seeds), NaN where there is no completed run or no such evaluation."""
-        return self._last if point == "last" else self._at(point)
+        if point == "last":
+            return self._last
+        return self._by_step[self.steps.index(point)] if point in self.steps else np.full(self._by_step.shape[1:], np.nan)
 
-    def _at(self, step: int) -> Floats:
-        return self._matrix(self.scores.filter(pl.col("step") == step))
+    @cached_property
+    def _by_step(self) -> Floats:
+        """(steps, configs, seeds)."""
+        cube = np.full((len(self.steps), self.configs.height, len(self.seeds)), np.nan)
+        if self.scores.height:
+            step = np.searchsorted(self.steps, self.scores["step"].to_numpy())
+            seed = np.searchsorted(self.seeds, self.scores["seed"].to_numpy())
+            cube[step, self.scores["config"].to_numpy(), seed] = self.scores["accuracy"].to_numpy()
+        return cube
 
     @cached_property
     def _last(self) -> Floats:
-        last = pl.col("step") == pl.col("step").max().over("config", "seed")
-        return self._matrix(self.scores.filter(last))
-
-    def _matrix(self, rows: pl.DataFrame) -> Floats:
-        column = {seed: i for i, seed in enumerate(self.seeds)}
-        matrix = np.full((self.configs.height, len(self.seeds)), np.nan)
-        if rows.height:
-            matrix[rows["config"].to_numpy(), [column[s] for s in rows["seed"]]] = rows["accuracy"].to_numpy()
-        return matrix
+        last = np.full(self._by_step.shape[1:], np.nan)
+        for values in self._by_step:  # in order of steps: the last one that a run has stays
+            np.copyto(last, values, where=np.isfinite(values))
+        return last
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
@@ -139,3 +144,15 @@ def most_varied(grid: Grid, numeric: bool) -> list[str]:
     """Varied fields, those with most values first; with `numeric` only those that hold numbers."""
     count = Counter({f: grid.configs[f].n_unique() for f in grid.varied if not numeric or grid.configs[f].dtype.is_numeric()})
     return [field for field, _ in count.most_common()]
+
+
+def groups(grid: Grid, fields: Sequence[str]) -> list[tuple[str, Bools]]:
+    """(label, which configs) for each combination of values that occurs; one group of all without fields."""
+    if not fields:
+        return [("", np.ones(grid.configs.height, dtype=bool))]
+    rows = [tuple(row) for row in grid.configs.select(fields).iter_rows()]
+    found = sorted(set(rows), key=lambda row: [(v is None, v if v is not None else 0) for v in row])
+    return [
+        (", ".join(f"{f}={show(v)}" for f, v in zip(fields, values, strict=True)), np.array([row == values for row in rows]))
+        for values in found
+    ]
