@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -48,16 +49,22 @@ def t_interval(values: npt.ArrayLike) -> Interval:
 
     Covers 95% for normal values from n = 2 on, where the percentile bootstrap covers .76 at n = 3.
     """
-    from scipy.stats import t
-
     x = finite(values)
     n = len(x)
     mean = float(x.mean()) if n else float("nan")
     if n < 2:
         return Interval(n, mean, float("nan"), float("nan"), float("nan"))
     sd = float(x.std(ddof=1)) if np.ptp(x) > 0 else 0.0
-    half = float(t.ppf(1 - ALPHA / 2, n - 1)) * sd / n**0.5
+    half = t_quantile(n - 1) * sd / n**0.5
     return Interval(n, mean, sd, mean - half, mean + half)
+
+
+@cache
+def t_quantile(df: float) -> float:
+    """The .975 quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - ALPHA / 2, df))
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
