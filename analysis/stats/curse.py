@@ -63,9 +63,10 @@ def winners_curse(grid: Floats, rng: np.random.Generator) -> Curse:
     at = int(means.argmax())
     best, selected, k = int(rows[at]), float(means[at]), int(n[at])
     found = Curse(best, selected, nan, nan, nan, nan, len(rows), k)
-    held_out = _halves(np.flatnonzero(known.any(0)), grid.shape[1], rng)
-    reported = _reported(y, m, held_out)
-    if k < 2 or not len(reported):
+    if k < 2:
+        return found
+    reported = _reported(y, m, _halves(np.flatnonzero(known.any(0)), grid.shape[1], rng))
+    if not len(reported):
         return found
     corrected = float(reported.mean())
     spread = np.where(known[rows], (grid[rows] - means[:, None]) ** 2, 0.0).sum(1)
