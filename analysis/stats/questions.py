@@ -155,24 +155,16 @@ def decoding_noise(outcomes: npt.ArrayLike) -> Noise:
     y = y[np.isfinite(y).all((1, 2))]
     s, q, k = y.shape
     between = float(y.mean((1, 2)).var(ddof=1)) if s > 1 and y.size else float("nan")
-    nan = float("nan")
-    unknown = Noise(s, between**0.5, nan, nan, nan, nan, nan, "")
-    if s < 2:
-        return _noted(unknown, "not identifiable: noise between seeds needs two seeds")
-    if k < 2:
-        return _noted(unknown, "not identifiable: one answer per question (greedy answers have no decoding noise)")
+    if s < 2 or k < 2:
+        why = "noise between seeds needs two seeds" if s < 2 else "one answer per question (a greedy one has no decoding noise)"
+        nan = float("nan")
+        return Noise(s, between**0.5, nan, nan, nan, nan, nan, f"not identifiable: {why}")
     right = y.mean(2)
     decoding = float((right * (1 - right)).sum(1).mean()) / (k - 1) / q**2
     total = (s - 1) * between
     lo, hi = (max(0.0, total / float(chi2.ppf(at, s - 1)) - decoding) ** 0.5 for at in (1 - ALPHA / 2, ALPHA / 2))
     p = float(chi2.sf(total / decoding, s - 1)) if decoding > 0 else (0.0 if total > 0 else 1.0)
     return Noise(s, between**0.5, decoding**0.5, max(0.0, between - decoding) ** 0.5, lo, hi, p, "")
-
-
-def _noted(noise: Noise, note: str) -> Noise:
-    from dataclasses import replace
-
-    return replace(noise, note=note)
 
 
 @dataclass(frozen=True)
@@ -197,10 +189,11 @@ class Flips:
 def flips(before: npt.ArrayLike, after: npt.ArrayLike, rng: np.random.Generator) -> Flips:
     """Question flips between two arrays of outcomes of equal shape: the same seeds, questions and samples.
 
-    Per seed: exact binomial test of wrong-to-right against right-to-wrong (McNemar 1947, Edwards 1948). Pooled counts
-    are not independent: the same questions flip for every seed (all seeds start from one model), so pooling is over
-    clusters: sign flips of each question's net change, exact up to 16 questions, else random. `p` is NaN where nothing
-    was answered. Raises `ValueError` for unequal shapes.
+    Per seed: exact binomial test of wrong-to-right against right-to-wrong (McNemar 1947), with several samples per
+    question its extension to clusters: sign flips of each question's net change (the same test for one sample). Pooled
+    counts are not independent: the same questions flip for every seed (all seeds start from one model), so pooling is
+    over clusters: sign flips of each question's net change, exact up to 16 questions, else random. `p` is NaN where
+    nothing was answered. Raises `ValueError` for unequal shapes.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -210,10 +203,13 @@ def flips(before: npt.ArrayLike, after: npt.ArrayLike, rng: np.random.Generator)
     change = (y - x).reshape(*x.shape[:2], -1)
     known = np.isfinite(change)
     n, worse, better = (c.sum((1, 2)) for c in (known, change < 0, change > 0))
-    p = [float(mcnemar([[0, b], [c, 0]], exact=True).pvalue) if k else np.nan for k, b, c in zip(n, worse, better, strict=True)]
+    if change.shape[2] == 1:
+        p = [float(mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0 for b, c in zip(worse, better, strict=True)]
+    else:
+        p = [sign_flip_p(np.where(known, change, 0.0)[s].sum(1), rng) for s in range(len(change))]
     by_question = np.where(known, change, 0.0).sum((0, 2))
     return Flips(
-        n, worse, better, np.array(p), clustered(change),
+        n, worse, better, np.where(n > 0, p, np.nan), clustered(change),
         sign_flip_p(by_question[known.any((0, 2))], rng),
         sign_flip_p(np.where(known, change, 0.0).sum((1, 2))[n > 0], rng),
     )  # fmt: skip
