@@ -114,12 +114,13 @@ def _frame(grid: Floats, first: npt.NDArray[np.intp], second: npt.NDArray[np.int
 
 
 def _holm(p: Floats) -> Floats:
-    """Adjusted over the entries that are not NaN."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm's (1979) adjusted p over the entries that are not NaN: the i-th smallest of m times m-i+1, never decreasing.
 
-    adjusted, known = np.full(len(p), np.nan), np.isfinite(p)
-    if known.any():
-        adjusted[known] = multipletests(p[known], ALPHA, "holm")[1]
+    statsmodels' `multipletests` gives the same and collects garbage in each call, .15 s.
+    """
+    adjusted, order = np.full(len(p), np.nan), np.argsort(p)[: np.isfinite(p).sum()]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
     return adjusted
 
 

@@ -78,7 +78,7 @@ def depends_on_config(lost: npt.ArrayLike, ended: npt.ArrayLike, rng: np.random.
         return found
 
     seen = float(statistic(k))
-    drawn = statistic(rng.multivariate_hypergeometric(n, total, DRAWS, method="marginals"))
+    drawn = statistic(rng.multivariate_hypergeometric(n, total, DRAWS, method="count"))
     return Dependence(seen, float((1 + (drawn >= seen * (1 - 1e-12)).sum()) / (1 + DRAWS)))
 
 
