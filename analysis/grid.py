@@ -18,6 +18,7 @@ from em_core.config import TrainingConfig
 
 Point = int | Literal["last"]
 """A step, or each run's own last step."""
+_EXPLORE = ~pl.col("excluded") & (pl.col("stage") == "explore")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Grid:
     """`configs` has one row per config: `config_id`, the varied fields, and how many of its runs are in which state.
 
     `scores` has one row per completed run and step (`config`: row in `configs`, `seed`, `step`, `accuracy`), of the
-    first evaluation in the spec. Excluded runs are left out of everything.
+    first evaluation in the spec. Excluded runs are left out of everything, and so are those of the stage `confirm`: what
+    chose a config and what confirms it are never mixed.
     """
 
     sweep: str
@@ -99,7 +101,7 @@ def read_grid(db: Path, sweep: str) -> Grid:
     """Raises `UserError` where the database or the sweep is not there."""
     frames = load(sweep, db)
     about = sql(db, f"FROM sweeps WHERE sweep = '{sweep}'").row(0, named=True)
-    scores = frames.scores.filter(~pl.col("excluded"))
+    scores = frames.scores.filter(_EXPLORE)
     evaluations = about["evaluations"] or []
     measured = set(scores["eval_id"])
     evaluation: dict[str, Any] = next((e for e in evaluations if e["eval_id"] in measured), {})
@@ -119,7 +121,7 @@ def read_grid(db: Path, sweep: str) -> Grid:
 
 
 def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    runs = frames.runs.filter(~pl.col("excluded"))
+    runs = frames.runs.filter(_EXPLORE)
     arms = pl.col("arm").drop_nulls().unique().sort().str.join(" + ").alias("arm")
     fields = [f.replace(".", "_") for f in TrainingConfig.model_fields if f != "params"]
     fields += [c for c in runs.columns if c.startswith(PARAM_COLUMN)]

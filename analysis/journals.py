@@ -22,6 +22,7 @@ Key = tuple[str, int]
 """(run_id, attempt number): names an attempt within one journal."""
 
 _MEASURED = re.compile(rb'\{"kind":"(?:metrics|eval)","run_id":"([^"\\]*)","attempt":(\d+),')
+_ABOUT = ("spec", "spec_path", "overrides", "seed_looks", "half_width")
 EVAL_VALUES = ("completion_length", "truncated", "seconds")
 FIGURES = ("rollout_seconds", "train_seconds", "eval_seconds", "peak_memory_mb")
 
@@ -56,7 +57,7 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
                 continue
             match r["kind"]:
                 case "sweep":
-                    about |= {k: r.get(k) for k in ("spec", "spec_path", "overrides")} | {"t": about.get("t", r.get("t"))}
+                    about |= {k: r.get(k) for k in _ABOUT} | {"t": about.get("t", r.get("t"))}
                 case "config":
                     configs.setdefault(r["config_id"], _config_row(r))
                 case "evaluation":

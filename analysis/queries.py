@@ -104,8 +104,8 @@ class Frames:
 
     @cached_property
     def cells(self) -> pl.DataFrame:
-        """One row per config, arm, step, evaluation and metric: n, mean, sd, interval, spread."""
-        return self._read("FROM cells WHERE sweep = $sweep ORDER BY config_id, arm, eval_id, step, metric")
+        """One row per config, arm, stage, step, evaluation and metric: n, mean, sd, interval, spread."""
+        return self._read("FROM cells WHERE sweep = $sweep ORDER BY config_id, arm, stage DESC, eval_id, step, metric")
 
     @cached_property
     def metrics(self) -> pl.DataFrame:

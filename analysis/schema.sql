@@ -8,7 +8,9 @@ CREATE TABLE sweeps (
     spec        VARCHAR,      -- the YAML text, as last submitted
     spec_path   VARCHAR,
     overrides   VARCHAR[],
-    evaluations STRUCT(eval_id VARCHAR, {{evaluation}}, steps VARCHAR[])[]  -- in the spec's order; a step is a number or 'last'
+    evaluations STRUCT(eval_id VARCHAR, {{evaluation}}, steps VARCHAR[])[], -- in the spec's order; a step is a number or 'last'
+    seed_looks  BIGINT[],     -- a seed budget's looks: seeds per config at each; NULL: the spec says which seeds
+    half_width  DOUBLE        -- what a config's interval is to reach at one of them
 );
 
 CREATE TABLE sweep_runs (     -- one row per sweep, run and arm
@@ -198,7 +200,7 @@ LEFT JOIN (SELECT sweep, x.eval_id, x.temperature FROM sweeps, UNNEST(evaluation
 
 CREATE VIEW cells AS
 WITH planned AS (
-    SELECT m.sweep, m.arm, m.config_id,
+    SELECT m.sweep, m.arm, m.config_id, m.stage,
         count(*) AS n_planned,
         count(*) FILTER (WHERE r.status = 'completed') AS n_completed,
         count(*) FILTER (WHERE r.status = 'diverged') AS n_diverged,
@@ -216,7 +218,7 @@ measured AS (
         FROM (SELECT run_id, step, eval_id, unnest(map_entries(other)) AS o FROM evals)
 ),
 summary AS (
-    SELECT m.sweep, m.arm, m.config_id, x.step, x.eval_id, x.metric,
+    SELECT m.sweep, m.arm, m.config_id, m.stage, x.step, x.eval_id, x.metric,
         finite_count(x.value) AS n,
         finite_mean(x.value) AS mean,
         finite_sd(x.value) AS sd,
@@ -232,14 +234,15 @@ summary AS (
     WHERE NOT m.excluded AND r.status = 'completed' AND x.value IS NOT NULL
     GROUP BY ALL
 )
-SELECT p.sweep, p.arm, p.config_id, s.step, s.eval_id, s.metric,
+SELECT p.sweep, p.arm, p.config_id, p.stage, s.step, s.eval_id, s.metric,
     p.n_planned, p.n_completed, p.n_diverged, p.n_failed,
     coalesce(s.n, 0) AS n, s.mean, s.sd, s.sem, s.t_lo, s.t_hi, s.min, s.max, s.max_over_min,
     c.* EXCLUDE (config_id)
 FROM planned AS p
 JOIN configs AS c ON c.config_id = p.config_id
 LEFT JOIN summary AS s
-    ON s.sweep = p.sweep AND s.config_id = p.config_id AND s.arm IS NOT DISTINCT FROM p.arm;
+    ON s.sweep = p.sweep AND s.config_id = p.config_id
+    AND s.arm IS NOT DISTINCT FROM p.arm AND s.stage IS NOT DISTINCT FROM p.stage;
 
 CREATE VIEW answers AS
 SELECT r.run_id, r.config_id, r.seed, r.status, e.step, e.eval_id, e.task,

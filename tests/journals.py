@@ -36,7 +36,7 @@ class Run:
 
 @dataclass
 class Sweep:
-    """A sweep on disk. Configs are the grid's points in order, seeds 0, 1, ..."""
+    """A sweep on disk. Configs are the grid's points in order, seeds 0, 1, ...; those of `fresh` seeds confirm."""
 
     root: Path
     name: str = "demo"
@@ -45,6 +45,7 @@ class Sweep:
     evaluations: Sequence[Evaluation] = (GREEDY,)
     steps: Sequence[int] = (0, 5, 10)
     questions: int = 50
+    fresh: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.dir = SweepDir(self.root, self.name)
@@ -70,7 +71,7 @@ class Sweep:
             yield "config", {"config_id": cid, "model": MODEL_KEY, "prompt_name": name, "training": run.config.model_dump()}
         for r in self.runs:
             wanted = {"run_id": r.run_id, "config_id": r.config_id, "seed": r.seed, "arm": arm}
-            yield "run", {**wanted, "stage": "explore", "why": "spec", "t": T0}
+            yield "run", {**wanted, "stage": "confirm" if r.seed in self.fresh else "explore", "why": "spec", "t": T0}
 
     def mark(self, kind: str, **fields: Any) -> None:
         append_batch(self.dir.manifest, [(kind, {**fields, "t": T0 + 1e6})])
