@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from analysis.queries import PARAM_COLUMN, Frames, load, sql
-from analysis.stats import Bools, Floats, seed_means
+from analysis.stats import Bools, Floats, Ties, seed_means, tied_with_best
 from em_core.config import TrainingConfig
 
 Point = int | Literal["last"]
@@ -26,7 +26,8 @@ class Grid:
     """`configs` has one row per config: `config_id`, the varied fields, and how many of its runs are in which state.
 
     `scores` has one row per completed run and step (`config`: row in `configs`, `seed`, `step`, `accuracy`), of the
-    first evaluation in the spec. Excluded runs are left out of everything, and so are those of the stage `confirm`: what
+    first evaluation in the spec. `seeds` are all that were planned; `lost` (configs, seeds) is True where the run diverged
+    or failed. Excluded runs are left out of everything, and so are those of the stage `confirm`: what
     chose a config and what confirms it are never mixed.
     """
 
@@ -38,6 +39,7 @@ class Grid:
     varied: tuple[str, ...]
     seeds: tuple[int, ...]
     scores: pl.DataFrame
+    lost: Bools
 
     def accuracy(self, point: Point) -> Floats:
         """(configs, seeds), NaN where there is no completed run or no such evaluation."""
@@ -81,6 +83,11 @@ class Grid:
             return max(self.common_steps, key=lambda s: (np.nanmean(seed_means(self.accuracy(s))), -s))
         return "last" if self.scores.height else None
 
+    @cached_property
+    def ties(self) -> Ties:
+        """The configs against the best of them where they are compared."""
+        return tied_with_best(self.accuracy(self.compared) if self.compared is not None else np.empty((0, 0)))
+
     def name(self, config: int) -> str:
         """The varied fields of a config: `learning_rate=2e-05, temperature=0.7`."""
         row = self.configs.row(config, named=True)
@@ -116,8 +123,12 @@ def read_grid(db: Path, sweep: str) -> Grid:
         .unique(["run_id", "step"], maintain_order=True)  # a run in two arms was trained once
         .select(pl.col("config_id").replace_strict(number, return_dtype=pl.Int64).alias("config"), "seed", "step", "accuracy")
     )
-    seeds = tuple(sorted(scores["seed"].unique()))
-    return Grid(sweep, about, evaluation, len(measured), configs, varied, seeds, scores)
+    runs = frames.runs.filter(_EXPLORE)
+    seeds = tuple(sorted(runs["seed"].unique()))
+    gone = runs.filter(pl.col("status").is_in(["diverged", "failed"])).unique("run_id")
+    lost = np.zeros((configs.height, len(seeds)), dtype=bool)
+    lost[[number[c] for c in gone["config_id"]], np.searchsorted(seeds, gone["seed"].to_numpy())] = True
+    return Grid(sweep, about, evaluation, len(measured), configs, varied, seeds, scores, lost)
 
 
 def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:

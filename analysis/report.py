@@ -1,33 +1,23 @@
-"""The report: three sentences, a table of cells, figures, and one HTML page that needs nothing else."""
+"""The report: plain sentences, figures and tables, on one HTML page that needs nothing else, and as files beside it."""
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from rich.console import Console
 
-from analysis.grid import Grid, Point, read_grid, show
+from analysis.cells import HEADINGS, cell_text, cells_table
+from analysis.grid import Grid, read_grid
 from analysis.sentences import at, sentences
-from analysis.stats import max_over_min, t_interval, tied_with_best
-from analysis.tables import text_table
+from analysis.tables import markdown_table, text_table
 from em_core.journal import disk_faults
 
-MEASURED = ("step", "n", "mean", "lo", "hi", "sd", "min", "max", "max_over_min")
-HEADINGS = {
-    "step": "best step",
-    "lo": "95% low",
-    "hi": "95% high",
-    "max_over_min": "max/min",
-    "n_planned": "runs",
-    "n_diverged": "diverged",
-    "n_failed": "failed",
-}
+MOST_SHOWN = 100
+"""Rows of a table (other than that of the configs) that the page shows; its file has all."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +34,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Report(Summary):
-    """A summary with its page: `html`, and `figures`, the SVG and PNG files beside it."""
+    """A summary with what of it is luck, and its files: the page `html`, `figures` (SVG and PNG), and `tables` (CSV, and all
+    of them in one Markdown file)."""
 
+    luck: list[str]
     html: Path
     figures: list[Path]
+    tables: list[Path]
 
 
 def summarize(db: Path, sweep: str) -> Summary:
@@ -57,53 +50,33 @@ def summarize(db: Path, sweep: str) -> Summary:
 
 
 def build_report(db: Path, sweep: str, out: Path) -> Report:
-    """Write `out`/index.html and its figures. Raises `UserError` where the database or the sweep is not there."""
+    """Write `out`/index.html, its figures, report.md and tables/*.csv. Raises `UserError` where the sweep is not there."""
+    from analysis.evidence import weigh_grid
+    from analysis.luck import luck
+
     grid = read_grid(db, sweep)
-    said = sentences(grid)
-    table = cells_table(grid)
+    found = weigh_grid(db, grid)
+    said, doubts = sentences(grid), luck(found) if found else []
+    tables = {"configs": cells_table(grid), **(found.tables() if found else {})}
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
         from analysis.figures import draw_all
 
-        drawn = draw_all(grid, out)
+        drawn = draw_all(found, out) if found else []
+        files = _write_tables(grid, said + doubts, tables, out)
         page = out / "index.html"
         new = out / ".index.html.new"
-        new.write_text(_page(grid, said, table, drawn), encoding="utf-8")
+        new.write_text(_page(grid, said, doubts, tables, drawn), encoding="utf-8")
         os.replace(new, page)
-    return Report(said, table, page, [file for figure in drawn for file in figure.files])
-
-
-def cells_table(grid: Grid) -> pl.DataFrame:
-    """See `Report.table`. A config without results comes last, with `n` 0 and no numbers."""
-    compared = grid.accuracy(grid.compared) if grid.compared is not None else np.full((grid.configs.height, 0), np.nan)
-    ties = tied_with_best(compared)
-    testable = np.isfinite(compared[ties.best]).sum() > 1
-    at_step: dict[Point, np.ndarray] = {step: grid.accuracy(step) for step in grid.steps}
-    rows: list[dict[str, Any]] = []
-    for config, about in enumerate(grid.configs.iter_rows(named=True)):
-        cells = [(step, t_interval(values[config])) for step, values in at_step.items()]
-        cells = [(step, cell) for step, cell in cells if cell.n]
-        row = {f: about[f] for f in grid.varied}
-        if cells:
-            step, cell = max(cells, key=lambda c: c[1].mean)
-            spread = max_over_min(at_step[step][config])
-            numbers = (step, cell.n, cell.mean, cell.lo, cell.hi, cell.sd, spread.min, spread.max, spread.ratio)
-            row |= dict(zip(MEASURED, numbers, strict=True))
-        here = t_interval(compared[config])
-        row |= {"compared": here.mean, "tied": bool(ties.tied[config]) if testable else None}
-        rows.append(row | {c: about[c] for c in ("n_planned", "n_diverged", "n_failed", "config_id")} | {"n": row.get("n", 0)})
-    types = {f: grid.configs.schema[f] for f in grid.varied}
-    numbers_types: dict[str, Any] = dict.fromkeys(MEASURED, pl.Float64) | {"step": pl.Int64, "n": pl.Int64}
-    counts = dict.fromkeys(("n_planned", "n_diverged", "n_failed"), pl.Int64)
-    schema = {**types, **numbers_types, "compared": pl.Float64, "tied": pl.Boolean, **counts, "config_id": pl.String}
-    table = pl.DataFrame(rows, schema=schema).with_columns(pl.col(pl.Float64).fill_nan(None))
-    return table.sort("mean", descending=True, nulls_last=True, maintain_order=True)
+    return Report(said, tables["configs"], doubts, page, [file for figure in drawn for file in figure.files], files)
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """The sentences and the five best rows, for a terminal."""
+    """The sentences and the five best rows, for a terminal; of a whole report also what of it is luck."""
     for sentence in summary.sentences:
         console.print(sentence, highlight=False, markup=False)
+    for sentence in summary.luck if isinstance(summary, Report) else ():
+        console.print(f"- {sentence}", highlight=False, markup=False)
     top = summary.table.head(5)
     shown = [c for c in top.columns if c not in ("sd", "min", "max", "n_planned", "config_id", "compared")]
     shown = [c for c in shown if c not in ("n_diverged", "n_failed") or summary.table[c].sum()]
@@ -116,46 +89,118 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(f"({summary.table.height - 5:,} more rows on the page)", style="dim", highlight=False)
 
 
-def cell_text(column: str, value: object) -> str:
-    """A table cell as text: scores with three decimals, ratios with two, ties as a word."""
-    if value is None:
-        return "-"
-    if column == "tied":
-        return "tied" if value else ""
-    if isinstance(value, float) and column in (*MEASURED, "compared"):
-        if math.isinf(value):
-            return "∞"
-        return f"{value:.2f}" if column == "max_over_min" else f"{value:.3f}"
-    return show(value)
+ABOUT = {
+    "configs": (
+        "Configs",
+        "Each config at the step where its own mean is highest, best first. Intervals are 95% t-intervals of the mean over "
+        "seeds, n the completed runs, sd the sample standard deviation. max/min grows with n.",
+    ),
+    "confirmed": (
+        "Confirmed on fresh seeds",
+        "Configs that `emsweep confirm` ran again with seeds that had no part in choosing them. mean, with its 95% t-interval, "
+        "is from these seeds alone; selected is the mean that they were chosen for, biased up.",
+    ),
+    "variance": (
+        "Variance components",
+        "What the differences between runs come from. share: of the sum; its 95% interval assumes normal effects. The last row "
+        "sums what another seed would change.",
+    ),
+    "variance_with_steps": ("Variance components over steps", "The same over all common steps after 0, the step as a factor."),
+    "spread": (
+        "Spread over seeds",
+        "Each config where all are compared. sd with its 95% chi-square interval (for normal values only); iqm: interquartile "
+        "mean; common_ratio: max/min that common_n seeds would show on average; cv: sd / mean; collapsed: runs below their base model, "
+        "with Wilson's 95% interval of the share.",
+    ),
+    "against_best": (
+        "Against the best",
+        "Each config minus the best, paired by seed where both have it, with its own 95% t-interval; p_holm is adjusted over "
+        "all pairs.",
+    ),
+    "ranks": ("Ranks", "Mean rank and middle 95% over bootstrap draws of the seeds; p_best: how often the config was best."),
+    "best_of_k": (
+        "Expected best of k",
+        "The best of k single runs, and of k configs by their mean over seeds; 95% jackknife bands.",
+    ),
+    "seeds_needed": (
+        "Seeds needed",
+        "Seeds per config to find a difference four times in five, with a two-sided t-test at 5%; _lo and _hi: at the ends of "
+        "the interval of the measured sd.",
+    ),
+    "missing": (
+        "Lost runs",
+        "Configs of which runs diverged or failed; share: of the runs that ended, with Wilson's 95% interval.",
+    ),
+    "missing_counted": (
+        "What if lost runs counted?",
+        "The best config when lost runs are left out, as everywhere else in this report, or count as the base model or as the "
+        "worst run. These are bounds by assumption: nobody knows what a lost run would have scored.",
+    ),
+}  # fmt: skip
+"""Title and explanation of every table, in the order in which the report has them."""
 
 
-def _page(grid: Grid, said: list[str], table: pl.DataFrame, drawn: list[Any]) -> str:
+def _write_tables(grid: Grid, said: list[str], tables: dict[str, pl.DataFrame], out: Path) -> list[Path]:
+    """Every table as tables/NAME.csv with full precision, and all of them in report.md."""
+    folder = out / "tables"
+    folder.mkdir(exist_ok=True)
+    files, parts = [], [f"# {grid.sweep}", f"Accuracy: {_evaluation(grid)}", "\n".join(f"- {sentence}" for sentence in said)]
+    for name in ABOUT:
+        if name in tables:
+            files.append(folder / f"{name}.csv")
+            tables[name].write_csv(files[-1])
+            title, note = ABOUT[name]
+            parts += [f"## {title}", note, "\n".join(markdown_table(_shown(name, tables[name])))]
+    for stale in {*folder.glob("*.csv")} - {*files}:  # of an earlier report, which had more to tell
+        stale.unlink()
+    text = out / "report.md"
+    text.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return [*files, text]
+
+
+def _shown(name: str, table: pl.DataFrame) -> list[dict[str, str]]:
+    """The rows as text, without columns that say nothing."""
+    told = [c for c in table.columns if c not in ("n_diverged", "n_failed", "diverged", "failed") or table[c].sum()]
+    told = [c for c in told if table[c].null_count() < table.height or c in ("mean", "n")]
+    headings = HEADINGS if name == "configs" else {}
+    return [{headings.get(c, c): cell_text(c, row[c]) for c in told} for row in table.select(told).iter_rows(named=True)]
+
+
+def _page(grid: Grid, said: list[str], doubts: list[str], tables: dict[str, pl.DataFrame], drawn: list[Any]) -> str:
     from jinja2 import Environment, FileSystemLoader
 
     from analysis.figures import themed
 
     env = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, trim_blocks=True)
-    env.globals.update(cell_text=cell_text)
-    told = [c for c in table.columns if c not in ("n_diverged", "n_failed") or table[c].sum()]
-    columns = [{"name": c, "heading": _heading(grid, c), "numeric": table[c].dtype.is_numeric()} for c in told]
+    shown = []
+    for name, (title, note) in ABOUT.items():
+        if name not in tables:
+            continue
+        table = tables[name]
+        rows = _shown(name, table if name == "configs" else table.head(MOST_SHOWN))
+        number = {HEADINGS.get(c, c) if name == "configs" else c for c in table.columns if table[c].dtype.is_numeric()}
+        if name == "configs" and grid.compared is not None:
+            rows = [{at(grid.compared) if c == "compared" else c: v for c, v in row.items()} for row in rows]
+            number.add(at(grid.compared))
+            note += (
+                f" Tied: cannot be told from the best {at(grid.compared)} (t-tests paired by seed, Holm at 5% over all pairs)."
+            )
+        if table.height > len(rows):
+            note += f" The first {len(rows)} of {table.height:,} rows; tables/{name}.csv has all."
+        columns = [{"heading": c, "numeric": c in number} for c in (rows[0] if rows else ())]
+        shown.append({"name": name, "title": title, "note": note, "columns": columns, "rows": [[*r.values()] for r in rows]})
     figures = [{"name": f.name, "title": f.title, "caption": f.caption, "svg": themed(f.svg, f.name)} for f in drawn]
     return env.get_template("report.html.j2").render(
         sweep=grid.sweep,
         about=grid.about,
         sentences=said,
+        doubts=doubts,
         evaluation=_evaluation(grid),
-        columns=columns,
-        rows=table.rows(named=True),
+        tables=shown,
         figures=figures,
-        compared=at(grid.compared) if grid.compared is not None else None,
+        configs=grid.configs.height,
         runs=int(grid.configs["n_planned"].sum()),
     )
-
-
-def _heading(grid: Grid, column: str) -> str:
-    if column == "compared":
-        return at(grid.compared) if grid.compared is not None else column
-    return HEADINGS.get(column, column)
 
 
 def _evaluation(grid: Grid) -> str:

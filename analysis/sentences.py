@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.grid import Grid, Point
-from analysis.stats import Interval, Spread, max_over_min, seed_means, t_interval, tied_with_best
+from analysis.stats import Interval, Spread, max_over_min, seed_means, t_interval
 
 
 def sentences(grid: Grid) -> list[str]:
@@ -53,7 +53,7 @@ def _mean(grid: Grid, point: Point) -> Interval:
 
 def _best(grid: Grid, point: Point) -> str:
     values = grid.accuracy(point)
-    ties = tied_with_best(values)
+    ties = grid.ties
     mean = t_interval(values[ties.best])
     measured = int(np.isfinite(values).any(axis=1).sum())
     here = _upper(at(point))

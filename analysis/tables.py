@@ -27,3 +27,12 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Lines of a Markdown table; a `|` in a cell is escaped."""
+    if not rows:
+        return ["(none)"]
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([row[c].replace("|", "\\|") for c in columns] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]

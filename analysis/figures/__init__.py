@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.figures.configs import seed_strip
+from analysis.evidence import Evidence
+from analysis.figures.configs import caterpillar, rank_plot, seed_strip
 from analysis.figures.curves import learning_curves
 from analysis.figures.heatmaps import heatmaps
+from analysis.figures.luck import best_of_k, seeds_for, variance_bars
 from analysis.figures.style import Drawn, style, themed
-from analysis.grid import Grid
 
 __all__ = ["Drawn", "draw_all", "themed"]
 
 
-def draw_all(grid: Grid, folder: Path) -> list[Drawn]:
-    """Draw what the sweep allows; SVG and PNG files go to `folder`. No results: no figures."""
-    if grid.compared is None:
-        return []
+def draw_all(found: Evidence, folder: Path) -> list[Drawn]:
+    """Draw what the sweep allows; SVG and PNG files go to `folder`."""
+    grid, point = found.grid, found.point
     with style():
-        drawn = [learning_curves(grid, folder), seed_strip(grid, grid.compared, folder), heatmaps(grid, grid.compared, folder)]
+        drawn = [
+            learning_curves(grid, folder),
+            seed_strip(grid, point, folder),
+            caterpillar(found, folder),
+            heatmaps(grid, point, folder),
+            variance_bars(found, folder),
+            rank_plot(found, folder),
+            best_of_k(found, folder),
+            seeds_for(found, folder),
+        ]
     return [figure for figure in drawn if figure]
