@@ -7,6 +7,7 @@ import numpy as np
 from analysis.evidence import Evidence
 from analysis.sentences import at, interval
 from analysis.stats import Interval
+from analysis.stats.variance import LUCK
 
 
 def luck(found: Evidence) -> list[str]:
@@ -21,14 +22,11 @@ def _share(found: Evidence) -> str:
         return ""
     range_ = f" [{_percent(share.lo)}, {_percent(share.hi)}]" if np.isfinite(share.lo) else ""
     said = f"{_upper(at(found.point))}, {_percent(share.share)}{range_} of the variance between runs is luck of the seed"
-    others = [c for c in found.variance.components if c.name not in LUCKY and c.share >= 0.005]
+    others = [c for c in found.variance.components if c.name not in LUCK and c.share >= 0.005]
     if others:
         named = ", ".join(f"{c.name} {_percent(c.share)}" for c in sorted(others, key=lambda c: -c.share))
         said += f"; the rest: {named}"
     return said + "."
-
-
-LUCKY = ("seed", "config × seed", "decoding")
 
 
 def _ranking(found: Evidence) -> str:
@@ -61,9 +59,12 @@ def _headline(found: Evidence) -> str:
             f"cannot be told from {curse.n_seeds} seed{'s' * (curse.n_seeds != 1)}: `emsweep confirm {found.grid.sweep}` runs "
             "fresh ones."
         )
+    lo, hi = curse.lo, curse.hi
+    if found.values[np.isfinite(found.values)].min() >= 0 and found.values[np.isfinite(found.values)].max() <= 1:
+        lo, hi = max(lo, 0.0), min(hi, 1.0)  # a share
     return (
         f"The best config's {curse.selected_mean:.3f} was selected among {curse.n_configs:,} and is biased up by about "
-        f"{max(curse.bias, 0.0):.3f}: expect {curse.corrected:.3f} [{curse.lo:.3f}, {curse.hi:.3f}] on fresh seeds "
+        f"{max(curse.bias, 0.0):.3f}: expect {curse.corrected:.3f} [{lo:.3f}, {hi:.3f}] on fresh seeds "
         f"(`emsweep confirm {found.grid.sweep}` measures it)."
     )
 

@@ -109,8 +109,8 @@ ABOUT = {
     "spread": (
         "Spread over seeds",
         "Each config where all are compared. sd with its 95% chi-square interval (for normal values only); iqm: interquartile "
-        "mean; common_ratio: max/min that common_n seeds would show on average; cv: sd / mean; collapsed: runs below their base model, "
-        "with Wilson's 95% interval of the share.",
+        "mean; common_ratio: max/min that common_n seeds would show on average; cv: sd / mean; collapsed: runs below their base "
+        "model, with Wilson's 95% interval of the share.",
     ),
     "against_best": (
         "Against the best",

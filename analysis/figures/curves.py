@@ -37,6 +37,7 @@ def learning_curves(grid: Grid, folder: Path) -> Drawn:
         axes.tick_params(labelbottom=True)
     for axes in all_axes[:, 0]:
         axes.set_ylabel("accuracy")
+    all_axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if colour:
         from matplotlib.lines import Line2D
 

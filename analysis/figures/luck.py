@@ -11,6 +11,7 @@ from analysis.evidence import Evidence
 from analysis.figures.style import INK, MUTED, SERIES, Drawn, new_figure, save
 from analysis.sentences import at
 from analysis.stats.planning import POWER, seeds_needed
+from analysis.stats.variance import LUCK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +29,7 @@ def variance_bars(found: Evidence, folder: Path) -> Drawn | None:
     for axes, (title, variance) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         components = variance.components
         for y, c in enumerate(components):
-            lucky = c.name in ("seed", "config × seed", "decoding")
-            hue = SERIES[1] if lucky else SERIES[0]
+            hue = SERIES[1] if c.name in LUCK else SERIES[0]
             axes.barh(y, c.share, height=0.55, color=hue, alpha=0.75, lw=0)
             if np.isfinite(c.lo):
                 axes.plot([c.lo, c.hi], [y, y], color=INK, lw=1.2, solid_capstyle="butt")
@@ -43,13 +43,11 @@ def variance_bars(found: Evidence, folder: Path) -> Drawn | None:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
         axes.grid(axis="y", visible=False)
         axes.set_title(f"share of the variance {title}", loc="left", color=INK)
-    notes = [note for _, v in panels for note in v.notes]
     caption = (
         "Bars: variance components of accuracy between runs as shares of their sum (random-effects analysis of variance); "
-        "orange: luck (what another seed would change); line: 95% interval, for normal effects. "
-        + "; ".join(dict.fromkeys(notes))
-    ).rstrip()
-    return save(figure, folder, "variance", "What the differences come from", caption if caption.endswith(".") else caption + ".")
+        "orange: luck (what another seed would change); line: 95% interval, for normal effects. Estimates below 0 are shown as 0."
+    )
+    return save(figure, folder, "variance", "What the differences come from", caption)
 
 
 def best_of_k(found: Evidence, folder: Path) -> Drawn | None:
@@ -66,6 +64,9 @@ def best_of_k(found: Evidence, folder: Path) -> Drawn | None:
     axes.set_ylabel(f"expected best accuracy {at(found.point)}")
     if configs.n > 50:
         axes.set_xscale("log")
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t <= configs.n]
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axes.minorticks_off()
     axes.legend(frameon=False, labelcolor=MUTED, loc="lower right")
     caption = (
         "Mean of the best of k tries over all subsets of k (Tang et al. 2020), never past what was run. Orange: each try is one "
