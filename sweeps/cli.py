@@ -169,6 +169,29 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="SWEEP, SWEEP:ARM or CONFIG, with @STEP where a step is meant.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same; differences are A - B.")],
+    db: Db = RESULTS,
+    task: Annotated[str | None, typer.Option(help="Compare by this task or eval_id (default: the first in common).")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for compare.md and cells.csv.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two sweeps, arms, configs or steps: paired by seed, question by question, and by length and format."""
+    from analysis.versus import versus
+    from analysis.versus_report import as_json as told
+    from analysis.versus_report import print_versus, write_versus
+
+    found = versus(db, first, second, task)
+    if as_json:
+        print(json.dumps(told(found), indent=2))
+    else:
+        print_versus(found, plain_console())
+    for path in write_versus(found, out) if out else ():
+        print(path, file=sys.stderr)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec; training fields with their units under `$defs`."""
     from sweeps.schema import spec_schema

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 
 from analysis.collect import collect
 from analysis.grid import read_grid
-from analysis.report import Report, build_report, print_summary
+from analysis.report import ABOUT, Report, build_report, print_summary
 from analysis.stats import t_interval
 from em_core.errors import UserError
 from tests.journals import GREEDY, SAMPLED, Journal, Run, Sweep
@@ -87,7 +88,8 @@ def test_only_varied_fields_are_named(tmp_path: Path) -> None:
     assert "top_p" not in " ".join(found.sentences)
     assert found.table["n_diverged"].sum() == found.table["n_failed"].sum() == 1
     assert found.table.height == 18
-    assert [f.name for f in found.figures] == [f"{n}.{e}" for n in ("curves", "seeds", "heatmaps") for e in ("svg", "png")]
+    drawn = ("curves", "seeds", "ties", "heatmaps", "variance", "ranks", "best_of_k", "seeds_needed")
+    assert [f.name for f in found.figures] == [f"{n}.{e}" for n in drawn for e in ("svg", "png")]
     assert all(f.stat().st_size > 1000 for f in found.figures)
 
 
@@ -201,6 +203,29 @@ def test_what_people_write_is_escaped(tmp_path: Path) -> None:
     page = report(tmp_path, tmp_path / "results.duckdb").html.read_text()
     assert "<b>" not in page
     assert "</script><i>" not in page
+
+
+def test_every_table_is_a_file_and_in_the_markdown(tmp_path: Path) -> None:
+    Sweep(tmp_path / "runs").write()
+    collect(tmp_path / "runs", tmp_path / "results.duckdb")
+    stale = tmp_path / "report" / "tables" / "confirmed.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier report\n")
+    found = report(tmp_path, tmp_path / "results.duckdb")
+    text = (tmp_path / "report" / "report.md").read_text()
+    names = {path.stem for path in found.tables if path.suffix == ".csv"}
+    assert {"configs", "spread", "against_best", "ranks", "variance", "missing", "missing_counted"} <= names
+    assert {path.name for path in (tmp_path / "report" / "tables").iterdir()} == {f"{n}.csv" for n in names}
+    page = found.html.read_text()
+    for path in found.tables[:-1]:
+        rows = pl.read_csv(path)
+        title = ABOUT[path.stem][0]
+        assert rows.height
+        assert f"## {title}\n" in text
+        assert f'<table id="{path.stem}">' in page
+    assert pl.read_csv(stale.with_name("configs.csv"))["mean"].to_list() == found.table["mean"].to_list()
+    for sentence in found.luck:
+        assert sentence in text
 
 
 def test_the_terminal_shows_sentences_and_five_rows(tmp_path: Path) -> None:

@@ -108,12 +108,12 @@ def _frame(grid: Floats, first: npt.NDArray[np.intp], second: npt.NDArray[np.int
     if len(names) != len(grid):
         raise ValueError(f"{len(grid)} configs have {len(names)} labels")
     columns = _pairwise(np.where(np.isfinite(grid), grid, np.nan)).columns(first, second)
-    columns["p_holm"] = _holm(columns["p"])
+    columns["p_holm"] = holm(columns["p"])
     ends = {"a": pl.Series(names[first], dtype=pl.String), "b": pl.Series(names[second], dtype=pl.String)}
     return pl.DataFrame({**ends, **columns}).sort("p", nulls_last=True)
 
 
-def _holm(p: Floats) -> Floats:
+def holm(p: Floats) -> Floats:
     """Holm's (1979) adjusted p over the entries that are not NaN: the i-th smallest of m times m-i+1, never decreasing.
 
     statsmodels' `multipletests` gives the same and collects garbage in each call, .15 s.
@@ -202,7 +202,7 @@ def tied_with_best(grid: Floats) -> Ties:
     first, second = np.triu_indices(len(rows), 1)
     if len(first):
         found = _pairwise(known).p()
-        adjusted = _holm(np.where(np.isfinite(found), found, 1.0)[first, second])
+        adjusted = holm(np.where(np.isfinite(found), found, 1.0)[first, second])
         at = int(np.flatnonzero(rows == best)[0])
         mine = (first == at) | (second == at)
         p[rows[np.where(first[mine] == at, second[mine], first[mine])]] = adjusted[mine]
