@@ -55,10 +55,8 @@ def test_the_sentences_say_the_numbers(tmp_path: Path) -> None:
     assert len(said) == 4
     assert said[0].startswith(f"At step 5, {100 * found.variance.luck.share:.0f}% [")
     assert f"tau-b {found.agreement.tau:.2f}" in said[1]
-    assert (
-        f"0.800 was selected among 3 and is biased up by about {found.curse.bias:.3f}: expect {found.curse.corrected:.3f}"
-        in said[2]
-    )
+    curse = found.curse
+    assert f"0.800 was selected among 3 and is biased up by about {curse.bias:.3f}: expect {curse.corrected:.3f}" in said[2]
     assert f"must differ by {found.detectable():.3f}" in said[3]
     assert f"(seed sd {found.spread.sd:.3f}, pooled)" in said[3]
 

@@ -14,7 +14,7 @@ from analysis.versus import versus
 from analysis.versus_report import sentences, write_versus
 from em_core.errors import UserError
 from tests.conftest import Emsweep
-from tests.journals import GREEDY, Journal, Run, Sweep
+from tests.journals import GREEDY, Journal, Sweep
 from tests.test_report import made, rising
 
 pytestmark = pytest.mark.slow
@@ -31,17 +31,9 @@ def test_two_steps_of_a_sweep_are_paired_by_config_and_seed(tmp_path: Path) -> N
     assert (c.paired, c.n_a, c.difference, c.lo, c.hi) == (True, 8, pytest.approx(-0.1), pytest.approx(-0.1), pytest.approx(-0.1))
     assert found.cells["difference"].to_list() == pytest.approx([-0.1] * 3)
     assert found.flips is not None
-    assert (int(found.flips.n.sum()), int(found.flips.right_to_wrong.sum()), int(found.flips.wrong_to_right.sum())) == (
-        2400,
-        240,
-        0,
-    )
+    f = found.flips
+    assert [int(x.sum()) for x in (f.n, f.right_to_wrong, f.wrong_to_right)] == [2400, 240, 0]
     assert "240 the other way round" in sentences(found)[1]
-
-
-def better_at_some(run: Run, step: int) -> int:
-    """Better than `rising` by 4 and a little of each seed's own, at the two lower rates."""
-    return rising(run, step) + (step > 0) * (4 + run.seed % 3)
 
 
 def test_two_sweeps_with_other_fields_are_matched_where_they_agree(tmp_path: Path) -> None:
