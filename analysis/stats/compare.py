@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,11 +140,16 @@ def sign_flip_p(differences: npt.ArrayLike, rng: np.random.Generator) -> float:
     if n == 0:
         return 1.0
     if n <= EXACT_UP_TO:  # the first sign stays: a flip of all changes no distance from 0
-        signs = 1 - 2 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
-        return float((np.abs(signs @ d) >= at_least).mean())
+        return float((np.abs(_all_signs(n) @ d) >= at_least).mean())
     batches = (1 - 2.0 * rng.integers(0, 2, (SIGN_FLIPS // 9, n), dtype=np.int8) for _ in range(9))
     reached = sum(int((np.abs(signs @ d) >= at_least).sum()) for signs in batches)
     return (reached + 1) / (SIGN_FLIPS + 1)
+
+
+@cache
+def _all_signs(n: int) -> Floats:
+    """(2^(n-1), n): 4 MB at 16."""
+    return 1.0 - 2 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
 
 
 def superiority(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float, float]:
