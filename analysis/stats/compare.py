@@ -173,8 +173,9 @@ def superiority(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float, float
         variance = p * (1 - p) * (1 + m * ((1 - p) / (2 - p) + p / (1 + p))) / (len(x) * len(y))
         return float((estimate - p) ** 2 - z * z * variance)
 
-    lo = brentq(outside, 0.0, estimate) if estimate > 0 else 0.0
-    hi = brentq(outside, estimate, 1.0) if estimate < 1 else 1.0
+    # 0 and 1 solve the equation whatever the data say, where the estimate is there: they are no ends.
+    lo = brentq(outside, 0.0, min(estimate, 1 - 1e-9)) if estimate > 0 else 0.0
+    hi = brentq(outside, max(estimate, 1e-9), 1.0) if estimate < 1 else 1.0
     return estimate, float(lo), float(hi)
 
 

@@ -66,22 +66,19 @@ def _table(
 
 def _two_configs(p: Population, n: int, rng: Rng) -> dict[str, bool]:
     """Two equal configs: once with a seed effect that both share, once with seeds of their own."""
-    shared = rng.normal(0, 0.03, n)
-    return _compared(p.draw(rng, (n,)) + shared, p.draw(rng, (n,)) + shared)
+    return _compared(p.draw(rng, (n,)), p.draw(rng, (n,)), rng)
 
 
 def _against_normal(p: Population, n: int, rng: Rng) -> dict[str, bool]:
     """A config with bad seeds against one of equal mean without: the difference is as skewed as the seeds."""
-    shared = rng.normal(0, 0.03, n)
-    a, b = p.draw(rng, (n,)) + shared, rng.normal(p.mean, 0.02, n) + shared
-    return {k: v for k, v in _compared(a, b).items() if "P(a > b)" not in k}  # equal means, but no known P
+    found = _compared(p.draw(rng, (n,)), rng.normal(p.mean, 0.02, n), rng)
+    return {k: v for k, v in found.items() if "P(a > b)" not in k}  # equal means, but no known P
 
 
-def _compared(a: Floats, b: Floats) -> dict[str, bool]:
-    rng = np.random.default_rng(len(a))
-    paired = compare(a, b, rng)
-    missing = np.full(len(a), np.nan)
-    apart = compare(np.concatenate([a, missing]), np.concatenate([missing, b[::-1]]), rng)
+def _compared(a: Floats, b: Floats, rng: Rng) -> dict[str, bool]:
+    shared, missing = rng.normal(0, 0.03, len(a)), np.full(len(a), np.nan)
+    paired = compare(a + shared, b + shared, rng)
+    apart = compare(np.concatenate([a, missing]), np.concatenate([missing, b]), rng)
     return {
         "difference, paired (Student's t)": paired.lo <= 0 <= paired.hi,
         "p: difference, paired (Student's t)": paired.p < 0.05,
