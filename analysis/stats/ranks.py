@@ -78,22 +78,22 @@ def rank_distribution(grid: Floats, *, rng: np.random.Generator, paired: bool = 
 
     Means that lie closely together have ranks that no number of draws makes exact (Hall & Miller 2009).
     """
-    from scipy.stats import rankdata
+    from scipy.stats import chi2, rankdata
 
     known = np.isfinite(grid)
     n = known.sum(1)
     takes_part = n >= LEAST_SEEDS
     p_best, mean_rank, lo, hi = (np.full(len(grid), np.nan) for _ in range(4))
     if takes_part.any():
-        x = np.where(known, grid, 0.0)[takes_part]
-        m = known[takes_part].astype(np.float64)
-        means = x.sum(1) / m.sum(1)
-        stretch = np.sqrt((m.sum(1) + 1) / (m.sum(1) - 1))
+        x, m, n = np.where(known, grid, 0.0)[takes_part], known[takes_part].astype(np.float64), n[takes_part]
+        means = x.sum(1) / n
         if paired:
             w = rng.standard_exponential((repeats, x.shape[1]))
-            drawn = w @ x.T / (w @ m.T)
+            drawn, u = w @ x.T / (w @ m.T), rng.random((repeats, 1))
         else:
             drawn = np.array([_weighted(x, rng.standard_exponential(x.shape) * m) for _ in range(repeats)])
+            u = rng.random(drawn.shape)
+        stretch = np.sqrt((n + 1) / chi2.ppf(u, n - 1))
         drawn = np.round(means + stretch * (drawn - means), 12)  # equal values stay equal
         best = drawn == drawn.max(axis=1, keepdims=True)
         p_best[takes_part] = (best / best.sum(1, keepdims=True)).mean(0)

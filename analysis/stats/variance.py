@@ -270,11 +270,16 @@ def _mean_squares(y: Floats, cells: _Cells, effects: dict[str, Effect]) -> _Tabl
         totals.append(float((np.bincount(codes, y) ** 2 / n).sum()))
         levels.append(len(n))
         for j, other in enumerate(order):
-            both = cells.codes(effect | other)
-            counts = np.bincount(both)
-            of_level = np.empty(len(counts), dtype=np.int64)
-            of_level[both] = n[codes]
-            sizes[i, j] = (counts**2 / of_level).sum()
+            if other <= effect:  # each level of `effect` lies in one of `other`
+                sizes[i, j] = cells.rows
+            elif "row" in other:
+                sizes[i, j] = len(n)
+            else:
+                both = cells.codes(effect | other)
+                counts = np.bincount(both)
+                of_level = np.empty(len(counts), dtype=np.int64)
+                of_level[both] = n[codes]
+                sizes[i, j] = (counts**2 / of_level).sum()
     sums = np.column_stack([totals, levels, sizes])
     for i, effect in enumerate(order):
         sums[i] -= sum(sums[j] for j in range(i) if order[j] <= effect)
