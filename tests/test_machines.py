@@ -47,22 +47,15 @@ def test_two_nodes_do_what_one_process_does(tmp_path: Path, on_slurm: SlurmClust
     [job] = plant.tries()
     assert job.start is not None
     assert job.start["num_machines"] == 2
-    sacct = (
-        "sacct",
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        "--format=NodeList,State",
-        f"--jobs={job.start['slurm_job_id']}",
-    )
-    plant.until("COMPLETED job of two nodes", lambda: plant.cluster.run(*sacct) == "n[1-2]|COMPLETED")
+    sacct = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=NodeList,State")
+    ours = f"--jobs={job.start['slurm_job_id']}"
+    plant.until("COMPLETED job of two nodes", lambda: plant.cluster.run(*sacct, ours) == "n[1-2]|COMPLETED")
 
 
 def team(plant: Plant) -> list[int]:
     """Everything that trains: leader, launchers and processes, the first node's first."""
-    found = [
-        p for p in processes_of(plant.folder) if b"em_core.worker" in command_of(p) or b"launchers.machines" in command_of(p)
-    ]
+    parts = (b"em_core.worker", b"launchers.machines")
+    found = [p for p in processes_of(plant.folder) if any(part in command_of(p) for part in parts)]
     return sorted(found, key=lambda p: (_node(p), p))
 
 
@@ -151,6 +144,7 @@ machines.main() if sys.argv[1].isdigit() else machines.serve(sys.argv[1], 0, 1)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_error_far_away_is_reported_and_the_other_machine_stays_as_long_as_the_supervisor(tmp_path: Path) -> None:
     """Without Slurm: this process is the supervisor, and both machines are this one."""
     sweep, execution = SweepDir(tmp_path, "s"), CPU.model_copy(update={"num_processes": 2, "num_machines": 2})
