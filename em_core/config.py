@@ -128,6 +128,7 @@ class Execution(Strict):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     deterministic: bool = Field(False, description="Bit-identical runs on a GPU, slower (a CPU always is).")
     num_processes: int = Field(1, ge=1, description="Processes that train one run together, each on a GPU of its own (count).")
+    num_machines: int = Field(1, ge=1, description="Machines (Slurm nodes) over which the processes are spread equally (count).")
     fsdp: bool = Field(False, description="Spread the weights over the processes (FSDP2), for models too large for one GPU.")
     save_steps: int = Field(
         0, ge=0, description="Write a state that a killed run goes on from, every so many updates (count; 0: never)."

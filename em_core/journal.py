@@ -108,6 +108,10 @@ class SweepDir:
     def worker_log(self, job: str, slot: int) -> Path:
         return self.logs / f"{job}.slot{slot}.log"
 
+    def meeting(self, job: str, try_: int) -> Path:
+        """Where a job on several machines says how they reach its supervisor."""
+        return self.logs / f"{job}.{try_}.meeting"
+
     def run_checkpoints(self, run_id: str) -> Path:
         return self.checkpoints / run_id
 

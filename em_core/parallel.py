@@ -113,8 +113,17 @@ def join(device: str) -> Team:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         dist.init_process_group("gloo", timeout=WAIT)
     team = Team(dist.get_rank(), dist.get_world_size())
-    guard.watch(team.merged({team.rank: os.getpid()}).values())
+    machine = os.environ["GROUP_RANK"]
+    guard.watch(pid for there, pid in team.merged({team.rank: (machine, os.getpid())}).values() if there == machine)
     return team
+
+
+def patience() -> float:
+    """Seconds before a process reports an error, which may be the echo of another's death.
+
+    On its own machine that is noticed at once, by `Guard`; on another the launcher there has to notice and to end first.
+    """
+    return 10.0 if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 else 2.0
 
 
 class Guard:
@@ -122,6 +131,7 @@ class Guard:
 
     Where another process died, it kills the launcher as that one was probably killed: the supervisor, whose child the
     launcher is, then sees a worker that was killed. Without this, the others would wait for the dead one for ever.
+    On several machines each watches its own, and the end of its launcher ends the others (`launchers.machines`).
     """
 
     def __init__(self) -> None:
@@ -133,7 +143,7 @@ class Guard:
         threading.Thread(target=self._wait, daemon=True).start()
 
     def watch(self, pids: Iterable[int]) -> None:
-        """The other processes of the team."""
+        """The other processes of the team on this machine."""
         for pid in pids:
             if pid != os.getpid():
                 self.ends.register(os.pidfd_open(pid), select.EPOLLIN)

@@ -67,7 +67,8 @@ class Trainer:
     def find_state(self, request: RunRequest) -> resume.State | None:
         """Where an earlier attempt at this run was saved; None: it starts from the beginning."""
         state = resume.find(request) if request.mode == "train" else None
-        return state if self.team.all(state is not None) else None
+        step = self.team.from_main(state.step if state else None)  # another machine may still see an older file
+        return state if self.team.all(state is not None and state.step == step) else None
 
     def run(
         self, request: RunRequest, emit: Emit, state: resume.State | None = None, stopping: Callable[[], bool] = lambda: False

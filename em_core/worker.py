@@ -33,10 +33,6 @@ TRACEBACK_TAIL = 4000
 """Characters of a traceback that are kept."""
 
 
-PATIENCE = 2.0
-"""Seconds before one of several processes reports an error, which may be the echo of another's death: `Guard` is faster."""
-
-
 def main() -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
@@ -147,7 +143,9 @@ class Worker:
 
     def _give_up(self, request: RunRequest, end: dict[str, Any], team: Team) -> None:
         """Report the failure, if no other process does, and wait for the supervisor to end them all."""
-        time.sleep(PATIENCE)
+        from em_core.parallel import patience
+
+        time.sleep(patience())
         if team.is_first_to_fail():
             self._write(request, "run_end", end | {"worker_ends": True})
         threading.Event().wait()

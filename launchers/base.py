@@ -45,6 +45,7 @@ class Batch:
 
     `token` is unique, known before the submission and findable in the scheduler afterwards; `name` is for people.
     `parallelism` is how many of the jobs may run at once (None: all).
+    `machines` is on how many each job runs (one slot then, whose run has them all).
     `code` is the folder of the code that the jobs run, absolute (`launchers.snapshot.take`).
     """
 
@@ -57,6 +58,7 @@ class Batch:
     setup: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     parallelism: int | None = None
+    machines: int = 1
     exclude_nodes: tuple[str, ...] = ()
 
 

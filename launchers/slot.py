@@ -36,19 +36,19 @@ class Slot:
     leaving: bool = False
     """Whether the worker said that it takes no more runs."""
 
-    def start(self, log: Path, environment: dict[str, str], execution: Execution) -> None:
-        """Start the worker; its records come out of `pipe`."""
+    def start(self, log: Path, environment: dict[str, str], execution: Execution, listener: int = -1) -> None:
+        """Start the worker; its records come out of `pipe`. `listener`: the open port where other machines join it."""
         read_end, write_end = os.pipe()
         with open(log, "ab") as out:
             self.process = subprocess.Popen(
-                worker_command(write_end, execution),
+                worker_command(write_end, execution, listener),
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
-                pass_fds=(write_end,),
+                pass_fds=(write_end,) if listener < 0 else (write_end, listener),
                 env=os.environ | environment,
                 start_new_session=True,  # its own group, so that it and its children can be killed together
-                preexec_fn=_deaf,
+                preexec_fn=deaf,
             )
         os.close(write_end)
         self.pipe, self.pending, self.leaving = read_end, b"", False
@@ -99,21 +99,29 @@ class Slot:
         return returncode
 
 
-def worker_command(pipe: int, execution: Execution) -> list[str]:
-    """The command line of a worker that writes its records into `pipe`: one process, or several that train together.
-
-    `--multi_gpu` is `accelerate`'s word for several processes on one machine; on a CPU the workers talk through gloo.
-    """
+def worker_command(pipe: int, execution: Execution, listener: int = -1) -> list[str]:
+    """The command line of a worker that writes its records into `pipe`: one process, or several that train together."""
     if execution.num_processes == 1:
         return [sys.executable, "-m", "em_core.worker", str(pipe)]
+    if execution.num_machines == 1:
+        return launch_command(pipe, execution)
+    return [sys.executable, "-m", "launchers.machines", str(pipe), str(listener), execution.model_dump_json()]
+
+
+def launch_command(pipe: int, execution: Execution, machine: int = 0, address: str = "127.0.0.1", port: int = 0) -> list[str]:
+    """The command line that starts one machine's share of a run's processes. They meet at that address and port.
+
+    `--multi_gpu` is `accelerate`'s word for several processes; on a CPU they talk through gloo.
+    """
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--gpu_ids", "all", "--num_machines", "1",
-        "--num_processes", str(execution.num_processes), "--main_process_port", "0", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "-m", "em_core.worker", str(pipe), execution.device,
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--gpu_ids", "all",
+        "--num_machines", str(execution.num_machines), "--machine_rank", str(machine),
+        "--num_processes", str(execution.num_processes), "--main_process_ip", address, "--main_process_port", str(port),
+        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "em_core.worker", str(pipe), execution.device,
     ]  # fmt: skip
 
 
-def _deaf() -> None:
+def deaf() -> None:
     """Slurm signals every process of a job: only the supervisor is to obey, and not what starts a run's processes either."""
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -11,12 +11,15 @@ from typing import Any
 
 from em_core.errors import Fault
 from em_core.journal import SweepDir, disk_faults
+from launchers import machines
 from launchers.base import Batch, Ended, JobState, Limits
 from launchers.scheduler import Witness, ask, limits
 from launchers.task import REQUEUE, carry_out, early_signal
 
 WITNESS = Witness()
 """One for all sweeps that this process looks at: they share its answers."""
+LEAVE_SECONDS = 60
+"""How long the tasks on a job's other machines may outlive the supervisor."""
 FOLLOW_UP_MINUTES = 30
 """Time limit of the job that reconciles a sweep."""
 
@@ -123,11 +126,13 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
     cpus = r["cpus_per_run"] * batch.slots
     # srun from Slurm 22.05 on ignores SLURM_CPUS_PER_TASK, so the step is told itself.
     srun_args = [f"--cpus-per-task={cpus}", *extra.pop("srun_args", ())]
+    if batch.machines > 1:  # the end of the supervisor, or the death of any task, is the job's
+        srun_args += ["--kill-on-bad-exit=1", f"--wait={LEAVE_SECONDS}"]
     parameters: dict[str, Any] = {
         "job_name": batch.name,
         "comment": f"emsweep {batch.name.rsplit(':', 1)[0]} {batch.token}",
         "time": r["timeout_min"],
-        "nodes": 1,
+        "nodes": batch.machines,
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         "srun_args": srun_args,
@@ -149,12 +154,16 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
 
 
 def run_job(assignment: str) -> int:
-    """What submitit calls on the node. Slurm's restart count is the job's try.
+    """What submitit calls on the node: on each, where a run has several; the first is the supervisor's.
 
+    Slurm's restart count is the job's try.
     What the time limit cut short asks for another try itself; where the site forbids that, `reconcile` hands it out again.
     """
-    job = own_job_id()
-    code = carry_out(assignment, int(os.environ.get("SLURM_RESTART_COUNT", "0")), "slurm", job)
+    job, try_ = own_job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if machine := int(os.environ.get("SLURM_PROCID", "0")):
+        machines.serve(assignment, try_, machine)
+        return 0
+    code = carry_out(assignment, try_, "slurm", job)
     if code == REQUEUE and job:
         ask("scontrol", "requeue", job)
     return code

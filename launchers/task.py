@@ -26,7 +26,7 @@ from types import FrameType
 from em_core.config import Execution, can_halve
 from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, encode
-from launchers import causes, local_copy
+from launchers import causes, local_copy, machines
 from launchers.assignment import Assignment, finished_before
 from launchers.halting import LOOK_EVERY, count_alike, halt, halted, is_failure
 from launchers.slot import Slot, slot_environment
@@ -68,6 +68,7 @@ class Supervisor:
         self.looked_at = -LOOK_EVERY
         self.memory_kills = causes.memory_kills()
         self.copies: dict[str, str] = {}
+        self.meeting: machines.Meeting | None = None
         self.selector = selectors.DefaultSelector()
         with disk_faults(sweep.journals):
             sweep.logs.mkdir(parents=True, exist_ok=True)
@@ -80,6 +81,8 @@ class Supervisor:
                 # needed: network file systems refuse some locks.
                 fcntl.flock(lock.enter_context(open(self.journal.path, "r+b")), fcntl.LOCK_EX)
             self._journal_start()
+            if self.execution.num_machines > 1:
+                self.meeting = machines.Meeting(self.sweep.meeting(self.job, self.try_))
             self.copies = local_copy.of_job(self.assignment.header, lambda: bool(self.stopping))
             try:
                 self._loop()
@@ -154,8 +157,10 @@ class Supervisor:
         if slot.leaving:
             self._kill(slot)
         if slot.process is None:
-            environment = slot_environment(slot.index, self.assignment.header) | self.copies
-            slot.start(self.sweep.worker_log(self.job, slot.index), environment, self.execution)
+            environment, listener = slot_environment(slot.index, self.assignment.header) | self.copies, -1
+            if self.meeting is not None:
+                environment, listener = environment | {machines.TOKEN: self.meeting.token}, self.meeting.socket.fileno()
+            slot.start(self.sweep.worker_log(self.job, slot.index), environment, self.execution, listener)
             self.selector.register(slot.pipe, selectors.EVENT_READ, slot)
             slot.send({"execution": self.execution.model_dump()})
         slot.record = record
@@ -298,6 +303,7 @@ class Supervisor:
             cpus=len(os.sched_getaffinity(0)),
             mem_gb=causes.granted_gb(),
             gpus_per_run=self.assignment.header.get("gpus_per_run"),
+            num_machines=self.execution.num_machines,
             **{"try": self.try_},
             **provenance(),
         )

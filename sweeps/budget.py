@@ -85,9 +85,9 @@ def budget_of(
     return Budget(spec.max_device_hours, used, promised_hours(active, hours, tries, now, view.live))
 
 
-def devices(gpus_per_run: int | None) -> int:
-    """Devices of one run: its GPUs, or 1."""
-    return max(1, gpus_per_run or 0)
+def devices(gpus_per_run: int | None, machines: int = 1) -> int:
+    """Devices of one run: its GPUs on all of its machines, or 1 for each of them."""
+    return max(1, gpus_per_run or 0) * machines
 
 
 def expected_hours(
@@ -101,7 +101,7 @@ def expected_hours(
             config = manifest.configs[config_id]
             rule = spec.resources_for(config.training.model_dump() | {"prompt": config.prompt_name})
             rule = on_this_machine(rule, spec.execution) if launcher == "local" else rule
-            per_run[config_id] = expected.middle * devices(rule.gpus_per_run) / 3600
+            per_run[config_id] = expected.middle * devices(rule.gpus_per_run, spec.execution.num_machines) / 3600
     return {r: per_run[manifest.runs[r].config_id] for r in runs if manifest.runs[r].config_id in per_run}
 
 
@@ -150,7 +150,8 @@ def that_fits(todo: Todo, hours: Mapping[str, float], left: float) -> list[tuple
 
 
 def _devices_of(t: JobTry) -> int:
-    return devices((t.start or {}).get("gpus_per_run"))
+    start = t.start or {}
+    return devices(start.get("gpus_per_run"), start.get("num_machines", 1))
 
 
 def _seconds(a: Attempt, over: float) -> float:

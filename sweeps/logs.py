@@ -46,6 +46,8 @@ def _of_run(sweep: SweepDir, run_id: str) -> Iterable[Path]:
         if is_foreign(t.job):
             continue
         slots = {int(a.start.get("slot", 0)) for a in t.attempts if a.run_id == run_id}
+        if slots and t.start:  # on several machines: one log on each
+            slots |= set(range(1, t.start.get("num_machines", 1)))
         yield from (sweep.worker_log(t.job, slot) for slot in slots)
         if slots and t.start and t.start.get("slurm_job_id"):
             yield from (slurm_log(sweep, t.start["slurm_job_id"], stream) for stream in ("err", "out"))

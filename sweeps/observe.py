@@ -100,6 +100,8 @@ class Observer:
         """Nodes that failed at least so often under this sweep's jobs within a day."""
         now = time.time()
         failed = [e for e in self._ends().values() if e.cause == NODE_FAILURE and e.node and now - e.t < FORGIVE_NODE]
+        # Of a job on several nodes (`n[1-2]`) nobody says which one failed.
+        failed = [e for e in failed if not re.search(r"[\[,]", e.node or "")]
         outages = {(e.node, int(e.t // OUTAGE)) for e in failed}  # its jobs die together: that is one failure
         counts = Counter(node for node, _ in outages)
         return tuple(sorted(node for node, n in counts.items() if node and n >= failures))

@@ -20,6 +20,7 @@ from sweeps.observe import Observer
 from sweeps.reconcile import Need, View
 from sweeps.spec import Spec
 from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack, uses_gpu
+from sweeps.yamlfile import SpecError
 
 HEAD = 12
 """Rows of the config table that are shown."""
@@ -91,7 +92,11 @@ def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
 
 
 def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retrain: bool = False) -> Plan:
-    """Plan a sweep. Raises `UserError` where a model cannot fit the GPU that the spec names."""
+    """Plan a sweep. Raises `UserError` where a model cannot fit the GPU that the spec names, or one machine is too few."""
+    machines = spec.execution.num_machines
+    if launcher == "local" and machines > 1:
+        only = f"a run on {machines} machines needs Slurm: train with `--launcher slurm`, or set it to 1"
+        raise spec.document.error(SpecError(("execution", "num_machines"), only))
     sweep = SweepDir(root, expansion.sweep)
     manifest = preview(spec, expansion, sweep)
     observer = Observer(sweep)
@@ -127,9 +132,9 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         jobs=len(jobs),
         runs_per_job=max((len(j.runs) for j in jobs), default=0),
         workers=workers,
-        files=_files(jobs, launcher),
+        files=_files(jobs, launcher, machines),
         bytes=_bytes(manifest, todo),
-        device_hours=_hours(manifest, jobs, seconds),
+        device_hours=_hours(manifest, jobs, seconds, machines),
         minutes=_minutes(trained, seconds, workers),
         budget=budget.as_json() if budget else None,
         measured_runs=max((s.runs for s in seconds.values()), default=0),
@@ -146,9 +151,13 @@ def _workers(jobs: Sequence[PlannedJob], spec: Spec, launcher: str) -> int:
     return sum(j.slots for j in jobs)
 
 
-def _files(jobs: Sequence[PlannedJob], launcher: str) -> int:
-    """Files a submission makes: per job an assignment, a journal and a log per slot (submitit adds four), a few per sweep."""
-    return sum(2 + j.slots + (4 if launcher == "slurm" else 0) for j in jobs) + (4 if jobs else 0)
+def _files(jobs: Sequence[PlannedJob], launcher: str, machines: int) -> int:
+    """Files a submission makes: per job an assignment, a journal and a log per slot (submitit adds four), a few per sweep.
+
+    Per machine more than one a log, and three of submitit's; and the file by which they find each other.
+    """
+    more = 4 * (machines - 1) + (machines > 1)
+    return sum(2 + j.slots + (4 if launcher == "slurm" else 0) + more for j in jobs) + (4 if jobs else 0)
 
 
 def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
@@ -163,12 +172,12 @@ def _bytes(manifest: Manifest, todo: Sequence[tuple[str, Need]]) -> int:
 
 
 def _hours(
-    manifest: Manifest, jobs: Sequence[PlannedJob], seconds: Mapping[str, price.Seconds]
+    manifest: Manifest, jobs: Sequence[PlannedJob], seconds: Mapping[str, price.Seconds], machines: int
 ) -> tuple[float, float, float] | None:
     """Device-hours of training, evaluating and loading what is to be done; None where some config has no price."""
     low = middle = high = 0.0
     for j in jobs:
-        each = devices(j.resources.gpus_per_run) / 3600
+        each = devices(j.resources.gpus_per_run, machines) / 3600
         for run_id, need in j.runs:
             s = seconds.get(manifest.runs[run_id].config_id)
             if s is None or (need and s.answer is None):

@@ -332,13 +332,19 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
 
 
 def _check_processes(execution: Execution, rules: Iterable[Resources]) -> None:
-    """Refuse processes that would have no GPU of their own, and sharding among one."""
-    processes = execution.num_processes
+    """Refuse processes that would have no GPU of their own, sharding among one, and machines without an equal share."""
+    processes, machines = execution.num_processes, execution.num_machines
+    if processes % machines:
+        share = f"{processes} processes (`num_processes`, of all machines together) cannot be spread equally over {machines}"
+        raise SpecError(("execution", "num_machines"), share)
     if execution.fsdp and processes == 1:
         raise SpecError(("execution", "fsdp"), "spreads the weights over several processes: set `num_processes` as well")
     for rule in rules:
-        if rule.gpus_per_run and rule.gpus_per_run < processes:
-            gpus = f"`resources.gpus_per_run` is {rule.gpus_per_run}"
+        if machines > 1 and rule.slots_per_job > 1:
+            whole = "a run on several machines has its job to itself: leave `resources.slots_per_job` at 1"
+            raise SpecError(("execution", "num_machines"), whole)
+        if rule.gpus_per_run and rule.gpus_per_run < processes // machines:
+            gpus = f"`resources.gpus_per_run` is {rule.gpus_per_run}" + (" on each machine" if machines > 1 else "")
             raise SpecError(("execution", "num_processes"), f"{processes} processes need a GPU each, and {gpus}")
 
 

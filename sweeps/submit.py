@@ -183,6 +183,7 @@ def submit(
             setup=tuple(site.setup),
             environment=job_environment(site, launcher.name),
             parallelism=share,
+            machines=spec.execution.num_machines,
             exclude_nodes=exclude_nodes,
         )
         try:
@@ -248,7 +249,8 @@ def _write_assignment(
     local_disk: str | None = None,
 ) -> None:
     """A plain sweep's assignment is written whole and closed."""
-    threads = max(1, job.resources.cpus_per_run // spec.execution.num_processes)
+    on_each = spec.execution.num_processes // spec.execution.num_machines
+    threads = max(1, job.resources.cpus_per_run // on_each)
     execution = spec.execution.model_copy(update={"threads": threads})
     header: dict[str, Any] = {
         "job": name,

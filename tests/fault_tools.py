@@ -225,29 +225,29 @@ class Plant:
     # -- what belongs to it ------------------------------------------------------------------------------------
 
     def workers(self) -> list[int]:
-        return [p for p in processes_of(self.folder) if b"em_core.worker" in _command(p)]
+        return [p for p in processes_of(self.folder) if b"em_core.worker" in command_of(p)]
 
     def supervisors(self) -> list[int]:
         return [
             p
             for p in processes_of(self.folder)
-            if b"submitit.core._submit" in _command(p) and not _command(p).startswith(b"srun")
+            if b"submitit.core._submit" in command_of(p) and not command_of(p).startswith(b"srun")
         ]
 
     def on_node(self, job: str) -> list[int]:
         """Supervisor and workers of one job."""
         mine = {f"SLURM_ARRAY_JOB_ID={job.split('_')[0]}", f"SLURM_ARRAY_TASK_ID={job.split('_')[-1]}"}
         mine = mine if "_" in job else {f"SLURM_JOB_ID={job}"}
-        return [p for p in self.workers() + self.supervisors() if mine <= set(_environment(p))]
+        return [p for p in self.workers() + self.supervisors() if mine <= set(environment_of(p))]
 
 
-def _command(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
 
 
-def _environment(pid: int) -> list[str]:
+def environment_of(pid: int) -> list[str]:
     with suppress(OSError):
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     return []

@@ -29,8 +29,8 @@ def attempt(run: str, status: RunStatus, seconds: float | None = None, began: fl
     return Attempt(run, "j", 0, 0, "train", status, {"t": began}, end)
 
 
-def tried(job: str, *attempts: Attempt, gpus: int | None = None) -> JobTry:
-    return JobTry(job, 0, {"gpus_per_run": gpus}, None, attempts, 0)
+def tried(job: str, *attempts: Attempt, gpus: int | None = None, **said: int) -> JobTry:
+    return JobTry(job, 0, {"gpus_per_run": gpus, **said}, None, attempts, 0)
 
 
 @pytest.mark.fast
@@ -43,11 +43,12 @@ def test_every_attempt_counts_whatever_came_of_it() -> None:
     tries = [
         tried("done", attempt("a", RunStatus.COMPLETED, 3600), attempt("b", RunStatus.FAILED, 1800)),
         tried("gpus", attempt("c", RunStatus.INTERRUPTED, 3600), gpus=4),
+        tried("machines", attempt("f", RunStatus.COMPLETED, 3600), gpus=4, num_machines=2),
         tried("live", attempt("d", RunStatus.RUNNING, began=1000)),
         tried("dead", attempt("e", RunStatus.RUNNING, began=1000)),
     ]
     used = used_hours(tries, now=1000 + 7200, live={"live"}, last_seen=lambda t: 1000 + 900)
-    assert used == pytest.approx(1 + 0.5 + 4 * 1 + 2 + 0.25)
+    assert used == pytest.approx(1 + 0.5 + 4 * 1 + 2 * 4 * 1 + 2 + 0.25)
 
 
 @pytest.mark.fast
@@ -86,6 +87,9 @@ def test_several_gpus_per_run_cost_several_device_hours(tmp_path: Path, monkeypa
     assert one.device_hours is not None
     assert four.device_hours == pytest.approx([4 * h for h in one.device_hours])
     assert four.minutes == pytest.approx(one.minutes), "but they do not take longer"
+    two = planned(SPEC + "resources: {gpus_per_run: 4}\nexecution: {num_processes: 8, num_machines: 2}\n")
+    assert two.device_hours == pytest.approx([8 * h for h in one.device_hours]), "gpus_per_run is what each machine has"
+    assert devices(None, 2) == 2
 
 
 def planned(text: str, *sets: str) -> Any:

@@ -129,6 +129,18 @@ def test_jobs_on_slurm_hold_many_runs() -> None:
 
 
 @pytest.mark.fast
+def test_several_machines_are_slurms_business_alone() -> None:
+    text = SMALL + "execution: {num_processes: 4, num_machines: 2}\n"
+    with pytest.raises(UserError) as refused:
+        planned(text)
+    line = text.splitlines().index("execution: {num_processes: 4, num_machines: 2}") + 1
+    said = "a run on 2 machines needs Slurm: train with `--launcher slurm`, or set it to 1"
+    assert str(refused.value).endswith(f"spec.yaml:{line}: execution.num_machines: {said}")
+    one, two = planned(SMALL, launcher="slurm"), planned(text, launcher="slurm")
+    assert two.files == one.files + 5 * two.jobs
+
+
+@pytest.mark.fast
 def test_configs_of_different_resources_are_in_different_jobs() -> None:
     rules = "resources: [{when: {learning_rate: 1e-3}, cpus_per_run: 2}, {cpus_per_run: 1}]\n"
     jobs = packed(SMALL + rules)

@@ -32,7 +32,16 @@ NODE = Batch(
     exclude_nodes=("gpu13",),
 )  # fmt: skip
 SHORT = Batch("s-b0000-1", "s:1/1", ("b0000-00000", "b0000-00001"), 2, CODE, {"cpus_per_run": 1, "timeout_min": 1})
-BATCHES = {"plain": PLAIN, "eight-gpu-node": NODE, "one-minute": SHORT}
+TWO = Batch(
+    token="big-b0000-5c0ffe",
+    name="big:1/1",
+    jobs=("b0000-00000",),
+    slots=1,
+    code=CODE,
+    resources={"cpus_per_run": 8, "gpus_per_run": 8, "timeout_min": 240},
+    machines=2,
+)
+BATCHES = {"plain": PLAIN, "eight-gpu-node": NODE, "one-minute": SHORT, "two-nodes": TWO}
 
 
 def text(batch: Batch) -> str:

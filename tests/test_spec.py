@@ -603,6 +603,22 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         more("execution: {num_processes: 3}"),
         "8: execution.num_processes: 64 completions cannot be shared equally by 3 processes",
     ),
+    "unequal machines": (
+        more("execution: {num_processes: 4, num_machines: 3}"),
+        "8: execution.num_machines: 4 processes (`num_processes`, of all machines together) cannot be spread equally over 3",
+    ),
+    "machines without processes": (
+        more("execution: {num_machines: 2}"),
+        "8: execution.num_machines: 1 processes (`num_processes`, of all machines together) cannot be spread equally over 2",
+    ),
+    "machines shared": (
+        more("execution: {num_processes: 4, num_machines: 2}\nresources: {slots_per_job: 2}"),
+        "8: execution.num_machines: a run on several machines has its job to itself: leave `resources.slots_per_job` at 1",
+    ),
+    "machines without a GPU": (
+        more("execution: {num_processes: 4, num_machines: 2}\nresources: {gpus_per_run: 1}"),
+        "8: execution.num_processes: 4 processes need a GPU each, and `resources.gpus_per_run` is 1 on each machine",
+    ),
     "own trainer in processes": (
         sub("max_steps: 10}", "max_steps: 10, method: external, command: train}") + "execution: {num_processes: 2}\n",
         "8: execution.num_processes: a trainer of your own starts its processes itself: leave it at 1",
