@@ -16,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep plan test check bench bench-slurm faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep plan test check bench bench-slurm bench-report coverage faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -43,6 +43,12 @@ faults: $(READY)  ## inflict every fault on a sweep on a real Slurm, and write t
 
 bench-slurm: $(READY)  ## 13,440 runs through a real Slurm, beside one submitit task per run
 	$(PYTHON) -m tests.bench_slurm $(ARGS)
+
+bench-report: $(READY)  ## the full report of 13,440 runs x 50 steps: seconds, memory, SQL
+	$(PYTHON) -m tests.bench_report $(ARGS)
+
+coverage: $(READY)  ## simulate every interval and test, and write docs/coverage.md (ARGS=--repeats N)
+	$(PYTHON) -m tests.coverage $(ARGS)
 
 # No .venv here: these need Python's own library only, and their output is for `eval`.
 slurm-up:  ## start a throw-away Slurm on this machine and print what a shell needs for it (as root; SLURM_DIR=)
