@@ -136,4 +136,5 @@ def _power(effect: Floats, n: npt.ArrayLike, paired: bool, alpha: float) -> Floa
     effect = np.minimum(np.nan_to_num(effect), _LARGEST_EFFECT)
     n = np.asarray(n, dtype=np.float64)
     test = TTestPower() if paired else TTestIndPower()
-    return np.asarray(test.power(effect, n, alpha=alpha / 2, alternative="larger"), dtype=np.float64)
+    found = np.asarray(test.power(effect, n, alpha=alpha / 2, alternative="larger"), dtype=np.float64)
+    return np.where(np.isnan(found), 1.0, found)  # scipy's noncentral t gives up where the effect cannot be missed

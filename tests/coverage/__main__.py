@@ -17,8 +17,9 @@ MODULES = ("basics", "describe", "differ", "sequential")
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 HEAD = """# How often intervals cover, and tests cry wolf
 
-Made by `make coverage`: {repeats:,} simulations per cell. Seeds are normal (mean .80, sd .03), skewed (.90 minus a gamma of shape 2)
-or bimodal (a quarter of the runs collapse to about .45, the others are near .85). A number marked with `!` is off by more than
+Made by `make coverage`: {repeats:,} simulations per cell. Seeds are normal (mean .80, sd .03), skewed (.90 minus a gamma of
+shape 2) or bimodal (a quarter of the runs collapse to about .45, the others are near .85). A number marked with `!` is off by
+more than
 the noise of the simulation allows: an interval that covers less than it says, or a test that rejects a true null more
 often than it says. Those are the cells to distrust; they are shown, not hidden.
 
@@ -59,11 +60,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2000)
     repeats = parser.parse_args().repeats
     found = list(rows(repeats))
-    parts = [
-        HEAD.format(repeats=repeats).rstrip(),
-        "## Intervals: how often they hold the truth",
-        "\n".join(table("interval", found, repeats)),
-    ]
+    parts = [HEAD.format(repeats=repeats).rstrip()]
+    parts += ["## Intervals: how often they hold the truth", "\n".join(table("interval", found, repeats))]
     parts += ["## Tests: how often they reject a true null at 5%", "\n".join(table("test", found, repeats))]
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(PAGE)
