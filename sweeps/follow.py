@@ -60,6 +60,7 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
                     stopped = ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, fruitless)
         except Fault as fault:
             stopped = str(fault)
+    manifest = done.manifest if done else manifest
     _collect(sweep, db, console)
     if done and (done.jobs or done.view.live) and not stopped:
         console.print(
