@@ -108,7 +108,8 @@ def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], con
     measured = sorted({s for c in configs for s in steps_within(evaluations[0][2], c.training.max_steps)})
     if budget.until.step is not None and budget.until.step not in measured:
         said = ", ".join(map(str, measured))
-        raise SpecError(("seeds", "until", "step"), f"step {budget.until.step} is not measured first: that is at {said}")
+        message = f"step {budget.until.step} is not measured by the first of `evaluate`, only {said}"
+        raise SpecError(("seeds", "until", "step"), message)
 
 
 def _check_shares(training: TrainingConfig, processes: int) -> None:

@@ -69,9 +69,11 @@ def play_round(
     observer.settle(spec.retries.limits())
     view = observer.look(manifest)
     known = len(manifest.runs)
-    if isinstance(spec.seeds, SeedBudget):
+    while isinstance(spec.seeds, SeedBudget):  # again where the runs that a look adds are done already, in another sweep
         more = added(spec.seeds, manifest, look(spec.seeds, manifest, view, sweep), sweep.sweep)
-        manifest = extend(sweep, more, SEED_BUDGET, spec_fields(spec)) if more.runs else manifest
+        if not more.runs:
+            break
+        manifest = extend(sweep, more, SEED_BUDGET, spec_fields(spec))
         view = observer.look(manifest)
     grown = len(manifest.runs) - known
     todo = [(r, need) for r, need in todo_of(view, retrain) if r not in without]

@@ -90,13 +90,14 @@ def judge(budget: SeedBudget, runs: Collection[Run], final: bool, values: Collec
 
 
 def added(budget: SeedBudget, manifest: Manifest, looked: Collection[Looked], sweep: str) -> Expansion:
-    """The runs that the configs get whose mean is not known well enough; those that are there already included."""
+    """The new runs that the configs get whose mean is not known well enough."""
     more = [x for x in looked if x.verdict is Verdict.MORE]
     runs = [
         Wanted(run_id(x.config_id, seed), manifest.configs[x.config_id], seed, arm)
         for x in more
         for arm in dict.fromkeys(arm for r in x.runs for arm in r.arms)
         for seed in range(x.next_)
+        if run_id(x.config_id, seed) not in manifest.runs
     ]
     configs = tuple(manifest.configs[x.config_id] for x in more)
     return Expansion(sweep, configs, tuple(runs), tuple(manifest.wanted_evaluations), budget=budget)
