@@ -52,7 +52,7 @@ def chosen(manifest: Manifest, view: View, top: int, ranked: Sequence[str]) -> l
         return before[:top]
     waiting = sum(view.states[r.run_id] in UNFINISHED for r in manifest.runs.values() if r.stage == EXPLORE)
     if waiting:
-        raise UserError(f"{waiting:,} runs of this sweep are not done yet: the best is chosen when all are (`emsweep run`)")
+        raise UserError(f"{waiting:,} of this sweep's runs are not done yet: the best is chosen when all are (`emsweep run`)")
     more = [c for c in ranked if c not in before]
     return [*before, *more[: top - len(before)]]
 

@@ -18,7 +18,9 @@ from sweeps.looks import Verdict, judge, look, read_scores
 from sweeps.manifest import Manifest, Run, read_manifest
 from sweeps.observe import Observer
 from sweeps.seeds import SeedBudget, Until
+from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
+from tests.test_follow import until
 from tests.test_kill import kill, numbers, processes_of, start
 
 LOOKS, LAST = (3, 6, 12), 12
@@ -244,3 +246,25 @@ def test_a_run_that_a_person_excluded_is_no_seed_that_is_missing(tmp_path: Path,
     found = {x.config_id: x for x in look(budget(10.0), read_manifest(sweep), Observer(sweep).look(), sweep)}
     assert {x.verdict for x in found.values()} == {Verdict.ENOUGH}
     assert {len(x.runs) for x in found.values()} == {3}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_on_slurm_the_follow_up_job_takes_the_looks(tmp_path: Path, on_slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    text = SPEC + "resources: {runs_per_job: 12, slots_per_job: 2, timeout_min: 5}\n"
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm" / "plant.yaml").write_text(text)
+    emsweep("run", "calm/plant.yaml", "--launcher", "local", "--root", "calm/runs", "--db", "calm/results.duckdb", check=0)
+    expected = seeds_of(read_manifest(SweepDir(tmp_path / "calm" / "runs", "plant")))
+    (tmp_path / "plant.yaml").write_text(text)
+    (tmp_path / "site.toml").write_text(f'poll_seconds = 1\non_done = "cat > {tmp_path}/told-done"\n')
+    said = emsweep("submit", "plant.yaml", env=on_slurm.env(), check=0).stdout
+    assert "plant: 6 configs x 3 to 12 seeds = 18 of at most 72 runs" in said
+    until(300, "the follow-ups did not finish the sweep", lambda: (tmp_path / "told-done").exists())
+    sweep = SweepDir(tmp_path / "runs", "plant")
+    assert {c: sorted(s) for c, s in seeds_of(read_manifest(sweep)).items()} == {c: sorted(s) for c, s in expected.items()}
+    runs = sum(map(len, expected.values()))
+    until(5, "the command's output", lambda: "Seed budget: " in (tmp_path / "told-done").read_text())
+    assert (tmp_path / "told-done").read_text().startswith(f"plant: {runs} of {runs} runs done. Seed budget: ")
+    kinds = [r["kind"] for r in read_records(sweep.submissions)]
+    assert kinds.count("follow_up") >= len(LOOKS), "a follow-up after every look's jobs"
