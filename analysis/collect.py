@@ -178,7 +178,7 @@ def _store_manifests(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> 
     evaluation = {c: _POLARS[t] for c, t in store.sql_columns(Evaluation).items()}
     evaluations = pl.List(pl.Struct({"eval_id": pl.String, **evaluation, "steps": pl.List(pl.String)}))
     strings = dict.fromkeys(("sweep", "spec", "spec_path"), pl.String)
-    budget = {"seed_looks": pl.List(pl.Int64), "half_width": pl.Float64}
+    budget: _Columns = {"seed_looks": pl.List(pl.Int64), "half_width": pl.Float64}
     _run(
         con,
         {**strings, "t": pl.Float64, "overrides": pl.List(pl.String), "evaluations": evaluations, **budget},

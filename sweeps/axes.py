@@ -9,11 +9,10 @@ from typing import Any
 from em_core.config import Scalar, TrainingConfig, canonical
 from sweeps.complaints import said_as, unknown
 from sweeps.own import is_field
+from sweeps.seeds import MAX_RUNS
 from sweeps.spec import Random, check_field
 from sweeps.yamlfile import Path_, SpecError
 
-MAX_RUNS = 2_000_000
-"""Most runs, seeds or values a spec may ask for: beyond it is a typing error."""
 SPACINGS = ("geomspace", "linspace", "range")
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from em_core.errors import Fault
 from em_core.journal import Attempt, JobTry, RunStatus, SweepDir
+from sweeps.expand import Config
 from sweeps.manifest import Manifest
 from sweeps.price import Seconds
 from sweeps.reconcile import Need, View
+from sweeps.resources import Resources
 from sweeps.spec import Spec
 from sweeps.submit import on_this_machine
 
@@ -98,11 +100,15 @@ def expected_hours(
     for config_id in {manifest.runs[r].config_id for r in runs}:
         expected = seconds.get(config_id)
         if expected is not None:
-            config = manifest.configs[config_id]
-            rule = spec.resources_for(config.training.model_dump() | {"prompt": config.prompt_name})
-            rule = on_this_machine(rule, spec.execution) if launcher == "local" else rule
+            rule = rule_of(manifest.configs[config_id], spec, launcher)
             per_run[config_id] = expected.middle * devices(rule.gpus_per_run, spec.execution.num_machines) / 3600
     return {r: per_run[manifest.runs[r].config_id] for r in runs if manifest.runs[r].config_id in per_run}
+
+
+def rule_of(config: Config, spec: Spec, launcher: str) -> Resources:
+    """What a config's runs get."""
+    rule = spec.resources_for(config.training.model_dump() | {"prompt": config.prompt_name})
+    return on_this_machine(rule, spec.execution) if launcher == "local" else rule
 
 
 def used_hours(tries: Iterable[JobTry], now: float, live: Collection[str], last_seen: Callable[[JobTry], float]) -> float:

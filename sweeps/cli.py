@@ -102,6 +102,45 @@ def submit(
     runner.send(loaded, root, db, site, plain_console(), yes=yes, retrain=retrain)
 
 
+@app.command()
+def confirm(
+    sweep: Annotated[str, typer.Argument(help="A sweep that is done.")],
+    top: Annotated[int, typer.Option(min=1, help="How many of the best configs.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each (count).")] = 16,
+    metric: Annotated[str, typer.Option(help="By which they are the best: the highest mean of this value.")] = "accuracy",
+    step: Annotated[int | None, typer.Option(help="At which step (default: where the report compares them).")] = None,
+    sets: Sets = None,
+    launcher: Launcher = LauncherName.auto,
+    root: Root = RUNS,
+    db: Db = RESULTS,
+    yes: Yes = False,
+) -> None:
+    """Train the best configs of a sweep again on fresh seeds: what they are worth when luck chose no more."""
+    from analysis.collect import collect as bring
+    from sweeps import confirm as confirming
+    from sweeps import runner
+    from sweeps.finish import report_undone
+    from sweeps.manifest import find_sweep, read_manifest
+    from sweeps.observe import Observer
+
+    found = find_sweep(root, sweep)
+    manifest = read_manifest(found)
+    loaded, site = confirming.spec_of(manifest, sets or ())
+    console = plain_console()
+    bring(root, db)
+    ranked = confirming.ranking(db, sweep, metric, step)
+    configs = confirming.chosen(manifest, Observer(found).look(manifest), top, ranked)
+    if set(configs) != set(ranked[:top]):
+        console.print("Confirmed are those that were chosen before; by now others are the best. A larger --top adds them.")
+    expansion = confirming.expansion_of(manifest, found, configs, confirming.fresh_seeds(manifest, seeds))
+    done = runner.carry_out(loaded, expansion, "confirm", root, db, runner.pick_launcher(launcher, site), site, console, yes=yes)
+    bring(root, db)
+    report_undone(done, console)
+    confirming.print_confirmed(db, sweep, metric, step, console)
+    if done.failed or done.undone:
+        raise typer.Exit(1)
+
+
 @app.command("follow-up")
 def follow_up(
     sweep: Annotated[str, typer.Argument(help="A sweep.")],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,11 @@ from em_core.config import METHODS, Evaluation, TrainingConfig, config_id, run_i
 from em_core.errors import UserError
 from em_core.models import model_folder, model_key
 from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
-from sweeps.axes import MAX_RUNS, checked, drawn, values_of
+from sweeps.axes import checked, drawn, values_of
 from sweeps.complaints import said_as, unknown
 from sweeps.own import gathered, is_field, read_by, trainer_fields
 from sweeps.prompts import resolve_prompt
+from sweeps.seeds import MAX_RUNS, SeedBudget, first_seeds
 from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
 from sweeps.yamlfile import Path_, SpecError
 
@@ -51,13 +52,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Everything a spec asks for. `collapsed` counts points whose arm has the same config already."""
+    """Everything a spec asks for. `collapsed` counts points whose arm has the same config already.
+
+    With a `budget` the runs are those of the first look, and more of the same configs may follow.
+    """
 
     sweep: str
     configs: tuple[Config, ...]
     runs: tuple[Wanted, ...]
     evaluations: tuple[EvaluationSteps, ...]
-    collapsed: int
+    collapsed: int = 0
+    budget: SeedBudget | None = None
 
 
 def expand(spec: Spec) -> Expansion:
@@ -69,9 +74,10 @@ def expand(spec: Spec) -> Expansion:
 
 
 def _expand(spec: Spec) -> Expansion:
-    seeds = _seeds(spec)
+    seeds = first_seeds(spec.seeds)
+    budget = spec.seeds if isinstance(spec.seeds, SeedBudget) else None
     _refuse_double(spec)
-    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec, len(seeds))]
+    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec, budget.max if budget else len(seeds))]
     points = _excluded(spec, points)
     if not points:
         raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
@@ -90,7 +96,20 @@ def _expand(spec: Spec) -> Expansion:
         members[arm, config.config_id] = config
     runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)
     evaluations = _evaluations(spec, list(configs.values()))
-    return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed)
+    if budget:
+        _check_until(budget, evaluations, list(configs.values()))
+    return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed, budget)
+
+
+def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], configs: Sequence[Config]) -> None:
+    """Refuse a budget whose end could never be judged."""
+    if not evaluations:
+        raise SpecError(("seeds", "until"), "needs a measurement to judge by: say what under `evaluate:`")
+    measured = sorted({s for c in configs for s in steps_within(evaluations[0][2], c.training.max_steps)})
+    if budget.until.step is not None and budget.until.step not in measured:
+        said = ", ".join(map(str, measured))
+        message = f"step {budget.until.step} is not measured by the first of `evaluate`, only {said}"
+        raise SpecError(("seeds", "until", "step"), message)
 
 
 def _check_shares(training: TrainingConfig, processes: int) -> None:
@@ -183,28 +202,6 @@ def _with_random(blocks: list[list[Fields]], draw: Random | None, fixed: set[str
         )
     points = [{n: drawn(draw, n, i) for n in names} for i in range(draw.count)]
     return [*(rows for rows in blocks if rows not in touched), merged + points]
-
-
-def _seeds(spec: Spec) -> list[int]:
-    """The seeds. Raises for none, negative ones and repeats."""
-    if isinstance(spec.seeds, int):
-        if spec.seeds < 1:
-            raise SpecError(("seeds",), f"{spec.seeds} seeds: at least 1 is needed")
-        if spec.seeds > MAX_RUNS:
-            raise SpecError(
-                ("seeds",), f"{spec.seeds:,} seeds; the limit is {MAX_RUNS:,} (a single seed is a list: [{spec.seeds}])"
-            )
-        return list(range(spec.seeds))
-    if not spec.seeds:
-        raise SpecError(("seeds",), "an empty list of seeds")
-    seen: set[int] = set()
-    for i, seed in enumerate(spec.seeds):
-        if seed < 0:
-            raise SpecError(("seeds", i), f"seed {seed} is negative")
-        if seed in seen:
-            raise SpecError(("seeds", i), f"seed {seed} is listed twice")
-        seen.add(seed)
-    return list(spec.seeds)
 
 
 # -- from points to configs ---------------------------------------------------------------------------------------

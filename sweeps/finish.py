@@ -10,8 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from em_core.journal import SweepDir
+from sweeps.looks import look, saving
 from sweeps.manifest import find_sweep, read_manifest
 from sweeps.runner import Result
+from sweeps.seeds import SeedBudget
 
 
 def finish(done: Result, root: Path, db: Path, console: Console) -> None:
@@ -20,10 +22,7 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
 
     collected = collect(root, db)
     sweep = done.sweep.sweep
-    if done.failed:
-        console.print(f"{done.failed:,} runs failed; `emsweep status {sweep}` says why, `emsweep retry {sweep}` forgives them")
-    if done.undone:
-        console.print(f"{done.undone:,} runs were cancelled meanwhile; the same command trains them")
+    report_undone(done, console)
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
     manifest = read_manifest(done.sweep)
@@ -32,13 +31,27 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
         from analysis.report import print_summary, summarize
 
         print_summary(summarize(db, sweep), console)
-    query = f"FROM cells WHERE sweep = '{sweep}' AND metric = 'accuracy' ORDER BY mean DESC LIMIT 10"
+    if isinstance(done.spec.seeds, SeedBudget):
+        looked = look(done.spec.seeds, manifest, done.view, done.sweep)
+        console.print(saving(done.spec.seeds, looked), soft_wrap=True)
+    query = f"FROM cells WHERE sweep = '{sweep}' AND stage = 'explore' AND metric = 'accuracy' ORDER BY mean DESC LIMIT 10"
     console.print()
     emsweep = "emsweep" if shutil.which("emsweep") else _shortest(str(Path(sys.executable).with_name("emsweep")))
     spec = _shortest(manifest.spec["spec_path"])
     console.print(f"next: {emsweep} report {sweep}", soft_wrap=True)
     console.print(f'      {emsweep} sql "{query}"', soft_wrap=True)
+    if done.view.done and manifest.wanted_evaluations:
+        console.print(f"      {emsweep} confirm {sweep} --top 3 --seeds 16", soft_wrap=True)
     console.print(f"      {emsweep} plan {spec} --set seeds=16", soft_wrap=True)
+
+
+def report_undone(done: Result, console: Console) -> None:
+    """Say what failed or was cancelled, and what to do about it."""
+    sweep = done.sweep.sweep
+    if done.failed:
+        console.print(f"{done.failed:,} runs failed; `emsweep status {sweep}` says why, `emsweep retry {sweep}` forgives them")
+    if done.undone:
+        console.print(f"{done.undone:,} runs were cancelled meanwhile; the same command trains them")
 
 
 def _shortest(path: str) -> str:

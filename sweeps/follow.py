@@ -19,9 +19,11 @@ from launchers.causes import DISK
 from launchers.scheduler import SETTLE
 from launchers.slurm import own_job_id
 from sweeps.handout import FRUITLESS_ROUNDS, Round, ensure_follow_up, play_round
+from sweeps.looks import look, saving
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import View
+from sweeps.seeds import SeedBudget
 from sweeps.site import Site, use_cache
 from sweeps.spec import Spec, load_site, load_spec
 
@@ -60,6 +62,7 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
                     stopped = ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, fruitless)
         except Fault as fault:
             stopped = str(fault)
+    manifest = done.manifest if done else manifest
     _collect(sweep, db, console)
     if done and (done.jobs or done.view.live) and not stopped:
         console.print(
@@ -68,6 +71,8 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
         return
     view = observer.look(manifest)
     said = summary(sweep, view, stopped)
+    if isinstance(spec.seeds, SeedBudget) and not stopped:
+        said += f". {saving(spec.seeds, look(spec.seeds, manifest, view, sweep))}"
     console.print(said)
     complete = not stopped and not view.count(RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.NEW, RunStatus.INTERRUPTED)
     notify(site.on_done if complete else site.on_stop, sweep, view, said, console)

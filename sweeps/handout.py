@@ -1,5 +1,5 @@
-"""One round of work on a sweep: record what ended, judge, and hand out what is missing. `run`, `submit` and the follow-up
-job all do just this, as often as it takes; the journals decide what is left.
+"""One round of work on a sweep: record what ended, judge, look whether a seed budget adds seeds, and hand out what is missing.
+`run`, `submit` and the follow-up job all do just this, as often as it takes; the journals decide what is left.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from launchers.halting import halted
 from launchers.slurm import SlurmLauncher
 from launchers.snapshot import take
 from sweeps.budget import affordable
-from sweeps.manifest import Manifest
+from sweeps.looks import added, look
+from sweeps.manifest import SEED_BUDGET, Manifest, extend
 from sweeps.observe import Observer
-from sweeps.plan import todo_of
+from sweeps.plan import spec_fields, todo_of
 from sweeps.reconcile import View
+from sweeps.seeds import SeedBudget
 from sweeps.site import Site
 from sweeps.spec import Spec
 from sweeps.submit import expected_seconds, pack, submit
@@ -33,12 +35,17 @@ FRUITLESS_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did: `jobs` handed out, the runs in them, and how many had to wait (`left`)."""
+    """What one round did: `jobs` handed out, the runs in them, and how many had to wait (`left`).
 
+    `manifest` is what the sweep wants now: a seed budget may have `grown` it by some runs.
+    """
+
+    manifest: Manifest
     view: View
     jobs: tuple[str, ...]
     runs: frozenset[str]
     left: int
+    grown: int = 0
 
 
 def play_round(
@@ -61,15 +68,23 @@ def play_round(
     refuse_halted(sweep)
     observer.settle(spec.retries.limits())
     view = observer.look(manifest)
+    known = len(manifest.runs)
+    while isinstance(spec.seeds, SeedBudget):  # again where the runs that a look adds are done already, in another sweep
+        more = added(spec.seeds, manifest, look(spec.seeds, manifest, view, sweep), sweep.sweep)
+        if not more.runs:
+            break
+        manifest = extend(sweep, more, SEED_BUDGET, spec_fields(spec))
+        view = observer.look(manifest)
+    grown = len(manifest.runs) - known
     todo = [(r, need) for r, need in todo_of(view, retrain) if r not in without]
     if not revive:
         todo = [(r, need) for r, need in todo if view.states[r] is not RunStatus.CANCELLED]
     if not todo:
-        return Round(view, (), frozenset(), 0)
+        return Round(manifest, view, (), frozenset(), 0, grown)
     expected = expected_seconds(sweep, manifest.configs, spec, launcher.name, manifest.wanted_evaluations)
     fitting = affordable(spec, launcher.name, sweep, manifest, view, observer.tries(), todo, expected)
     if not fitting:
-        return Round(view, (), frozenset(), len(todo))
+        return Round(manifest, view, (), frozenset(), len(todo), grown)
     seconds = {c: s.middle for c, s in expected.items()}
     jobs = pack(manifest, fitting, spec, launcher.name, seconds, more_memory(view, observer.tries()))
     if launcher.name == "local":
@@ -88,7 +103,7 @@ def play_round(
     if not names and not view.live:
         raise Fault(f"{len(todo):,} runs are left, and Slurm takes no more jobs of yours now (MaxSubmitJobs); try again later")
     runs = frozenset(r for job in jobs[: len(names)] for r, _ in job.runs)
-    return Round(view, tuple(names), runs, len(todo) - len(runs))
+    return Round(manifest, view, tuple(names), runs, len(todo) - len(runs), grown)
 
 
 def more_memory(view: View, tries: Collection[JobTry]) -> dict[str, float]:

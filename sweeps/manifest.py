@@ -17,16 +17,21 @@ from sweeps.expand import Config, EvaluationSteps, Expansion
 LEFT_THE_SPEC = "no longer in the spec"
 """Reason of the exclusion marks that an edited spec makes, and that it takes back when the run returns."""
 BACK_IN_THE_SPEC = "back in the spec"
+SEED_BUDGET, CONFIRM = "seed-budget", "confirm"
+"""Why runs are wanted that no spec names: a look found that a config needs them, or they confirm what was chosen."""
+EXPLORE = "explore"
+"""The stage of all runs but those that confirm."""
 
 
 @dataclass
 class Run:
-    """A run that some batch asked for. `arms` are all arms that want it (None: outside any arm)."""
+    """A run that some batch asked for. `arms` are all arms that want it (None: outside any arm); `stage` as in the records."""
 
     run_id: str
     config_id: str
     seed: int
     why: str
+    stage: str
     arms: list[str | None]
 
 
@@ -59,7 +64,8 @@ class Manifest:
             case "evaluation":
                 self.evaluations[r["eval_id"]] = Evaluation(**r["evaluation"])
             case "run":
-                run = self.runs.setdefault(r["run_id"], Run(r["run_id"], r["config_id"], r["seed"], r["why"], []))
+                new = Run(r["run_id"], r["config_id"], r["seed"], r["why"], r["stage"], [])
+                run = self.runs.setdefault(r["run_id"], new)
                 run.arms.append(r["arm"])
             case "exclude":
                 self.excluded[r["run_id"]] = r["reason"]
@@ -84,7 +90,7 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
     """What is to be appended so that the manifest wants `expansion`; nothing where it already does.
 
     For `why` "spec" the expansion is the whole of what the spec wants: runs of earlier specs that it no longer names
-    are marked excluded, and marked included again when they come back.
+    are marked excluded, and marked included again when they come back. Runs that confirm are never the spec's.
     """
     now = time.time()
     batch: Batch = []
@@ -103,16 +109,26 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
     for w in expansion.runs:
         if (w.run_id, w.arm) not in known:
             who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "arm": w.arm}
-            batch.append(("run", {**who, "stage": "explore", "why": why, "t": now}))
+            batch.append(("run", {**who, "stage": CONFIRM if why == CONFIRM else EXPLORE, "why": why, "t": now}))
     if why == "spec":
-        asked = {w.run_id for w in expansion.runs}
+        asked = asked_by(before, expansion)
         for run in before.runs.values():
-            if run.why == "spec" and run.run_id not in asked and run.run_id not in before.excluded:
+            if run.why in ("spec", SEED_BUDGET) and run.run_id not in asked and run.run_id not in before.excluded:
                 batch.append(("exclude", {"run_id": run.run_id, "reason": LEFT_THE_SPEC, "t": now}))
         for run_id, reason in before.excluded.items():
             if reason == LEFT_THE_SPEC and run_id in asked:
                 batch.append(("include", {"run_id": run_id, "reason": BACK_IN_THE_SPEC, "t": now}))
     return batch
+
+
+def asked_by(manifest: Manifest, expansion: Expansion) -> set[str]:
+    """The runs that an expansion asks for. A seed budget asks for all seeds below its `max` that its configs have got."""
+    asked = {w.run_id for w in expansion.runs}
+    if expansion.budget:
+        configs, most = {c.config_id for c in expansion.configs}, expansion.budget.max
+        runs = manifest.runs.values()
+        asked |= {r.run_id for r in runs if r.config_id in configs and r.seed < most and r.stage == EXPLORE}
+    return asked
 
 
 def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, Any]) -> Manifest:

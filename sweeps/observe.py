@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from em_core.journal import (
@@ -48,7 +48,7 @@ class Observer:
         self.launchers: dict[str, Launcher] = {name: launcher_for(name, sweep) for name in ("local", "slurm")}
         self._readers: dict[Path, tuple[JobTryReader, int, JobTry]] = {}
         self._asked: dict[str, tuple[float, dict[str, JobState]]] = {}
-        self._elsewhere: dict[str, Attempt] | None = None
+        self._elsewhere: tuple[int, dict[str, Attempt]] = (-1, {})
         self._submissions: tuple[int, list[Record]] = (-1, [])
 
     def look(self, manifest: Manifest | None = None, every: float = 0.0) -> View:
@@ -57,10 +57,10 @@ class Observer:
         jobs = self.jobs()
         tries = self.tries()
         states = self._states(jobs, tries, every)
-        if self._elsewhere is None:
-            self._elsewhere = _done_elsewhere(self.sweep, manifest)
+        if self._elsewhere[0] != len(manifest.runs):  # a manifest only grows
+            self._elsewhere = len(manifest.runs), _done_elsewhere(self.sweep, manifest)
         checkpoints = _checkpoints(self.sweep, manifest.runs) if self.sweep.checkpoints.is_dir() else {}
-        return reconcile(manifest, tries, jobs, states, checkpoints, self._elsewhere)
+        return reconcile(manifest, tries, jobs, states, checkpoints, self._elsewhere[1])
 
     def settle(self, limits: Mapping[str, int]) -> None:
         """Record how the jobs that are over ended. The caller holds the sweep's lock."""
@@ -189,15 +189,19 @@ def _checkpoints(sweep: SweepDir, runs: Iterable[str]) -> dict[str, set[int]]:
     return found
 
 
+def sharing(sweep: SweepDir, runs: Mapping[str, object]) -> Iterator[SweepDir]:
+    """The other sweeps of the root that want some of these runs."""
+    for other in sweeps_under(sweep.root):
+        if other.sweep != sweep.sweep:
+            theirs = {m.decode() for m in re.findall(rb'"run_id":"([^"]+)"', other.manifest.read_bytes())}
+            if theirs & runs.keys():
+                yield other
+
+
 def _done_elsewhere(sweep: SweepDir, manifest: Manifest) -> dict[str, Attempt]:
     """Winners of this sweep's runs in the other sweeps of its root: a run is trained once, whoever wants it."""
     found: dict[str, list[Attempt]] = {}
-    for other in sweeps_under(sweep.root):
-        if other.sweep == sweep.sweep:
-            continue
-        theirs = {m.decode() for m in re.findall(rb'"run_id":"([^"]+)"', other.manifest.read_bytes())}
-        if not theirs & manifest.runs.keys():
-            continue
+    for other in sharing(sweep, manifest.runs):
         for path in other.all_journals():
             for a in read_job_try(path).attempts:
                 if a.run_id in manifest.runs:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rich.console import Console
 from analysis.tables import text_table
 from em_core.journal import RunStatus, SweepDir
 from sweeps import history, price
-from sweeps.budget import budget_of, devices
+from sweeps.budget import budget_of, devices, rule_of
 from sweeps.codes import CodeRuns, done_under
 from sweeps.expand import Config, Expansion
-from sweeps.manifest import Manifest, additions, read_manifest
+from sweeps.manifest import CONFIRM, EXPLORE, Manifest, additions, asked_by, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import Need, View
+from sweeps.seeds import SeedBudget
 from sweeps.spec import Spec
 from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack, uses_gpu
 from sweeps.yamlfile import SpecError
@@ -31,13 +33,16 @@ class Plan:
     """Every figure of `emsweep plan`.
 
     `device_hours` is (low, middle, high) and `minutes` the expected wall time with all workers busy; None where nothing is
-    known yet. `budget` has `max`, `used`, `promised` and `left` (device-hours), None where the spec sets none.
+    known yet. A seed budget starts with `seeds` and may go to `max_seeds` for `most_device_hours` (both None without one);
+    `runs` are those wanted so far. `budget` has `max`, `used`, `promised` and `left` (device-hours), None where the spec sets
+    none.
     """
 
     sweep: str
     launcher: str
     configs: int
     seeds: int
+    max_seeds: int | None
     runs: int
     collapsed: int
     new: int
@@ -58,6 +63,7 @@ class Plan:
     files: int
     bytes: int
     device_hours: tuple[float, float, float] | None
+    most_device_hours: tuple[float, float, float] | None
     minutes: float | None
     budget: dict[str, float | None] | None
     measured_runs: int
@@ -69,10 +75,10 @@ class Plan:
         return asdict(self)
 
 
-def preview(spec: Spec, expansion: Expansion, sweep: SweepDir) -> Manifest:
+def preview(spec: Spec, expansion: Expansion, sweep: SweepDir, why: str = "spec") -> Manifest:
     """The manifest as it would be after `extend`."""
     manifest = read_manifest(sweep)
-    for kind, fields in additions(manifest, expansion, "spec", spec_fields(spec)):
+    for kind, fields in additions(manifest, expansion, why, spec_fields(spec)):
         manifest.take({"kind": kind, **fields})
     return manifest
 
@@ -82,7 +88,9 @@ def spec_fields(spec: Spec) -> dict[str, Any]:
     overrides = [f"{k}={v}" for k, v in sorted(spec.overrides.items())]
     path = str(spec.document.path.resolve())
     said = {"spec": spec.document.text, "spec_path": path, "overrides": overrides}
-    return {**said, "sets": list(spec.sets), "keep": spec.keep}
+    budget = spec.seeds if isinstance(spec.seeds, SeedBudget) else None
+    looks = {"seed_looks": list(budget.looks), "half_width": budget.until.half_width} if budget else {}
+    return {**said, "sets": list(spec.sets), "keep": spec.keep, **{k: looks.get(k) for k in ("seed_looks", "half_width")}}
 
 
 def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
@@ -91,16 +99,21 @@ def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
     return [(r, ()) for r in (*view.train, *again)] + [(r, n) for r, n in view.evaluate.items() if r not in again]
 
 
-def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retrain: bool = False) -> Plan:
-    """Plan a sweep. Raises `UserError` where a model cannot fit the GPU that the spec names, or one machine is too few."""
+def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retrain: bool = False, why: str = "spec") -> Plan:
+    """Plan a sweep: the spec's runs, or those that confirm. Raises `UserError` where a model cannot fit the spec's GPU, or
+    one machine is too few."""
     machines = spec.execution.num_machines
     if launcher == "local" and machines > 1:
         only = f"a run on {machines} machines needs Slurm: train with `--launcher slurm`, or set it to 1"
         raise spec.document.error(SpecError(("execution", "num_machines"), only))
     sweep = SweepDir(root, expansion.sweep)
-    manifest = preview(spec, expansion, sweep)
+    manifest = preview(spec, expansion, sweep, why)
     observer = Observer(sweep)
     view = observer.look(manifest)
+    asked = asked_by(manifest, expansion)
+    counted = asked if why == CONFIRM else {r.run_id for r in manifest.runs.values() if r.stage == EXPLORE}
+    states = {r: s for r, s in view.states.items() if r in counted}
+    here = replace(view, states=states, winners={r: a for r, a in view.winners.items() if r in counted})
     configs = {c.config_id: c for c in expansion.configs}
     seconds = expected_seconds(sweep, configs, spec, launcher, manifest.wanted_evaluations)
     todo = todo_of(view, retrain)
@@ -110,22 +123,24 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     workers = _workers(jobs, spec, launcher)
     trained = [r for r, need in todo if not need]
     budget = budget_of(spec, launcher, sweep, manifest, view, observer.tries(), seconds)
+    now = _hours(manifest, jobs, seconds, machines)
     return Plan(
         sweep=expansion.sweep,
         launcher=launcher,
         configs=len(expansion.configs),
         seeds=len({w.seed for w in expansion.runs}),
-        runs=len({w.run_id for w in expansion.runs}),
+        max_seeds=expansion.budget.max if expansion.budget else None,
+        runs=len(asked),
         collapsed=expansion.collapsed,
-        new=view.count(RunStatus.NEW),
-        done=view.done,
-        diverged=view.count(RunStatus.DIVERGED),
-        running=view.count(RunStatus.RUNNING),
-        queued=view.count(RunStatus.QUEUED),
-        failed=view.count(RunStatus.FAILED),
-        interrupted=view.count(RunStatus.INTERRUPTED, RunStatus.CANCELLED),
-        excluded=view.count(RunStatus.EXCLUDED),
-        codes=done_under(observer, view),
+        new=here.count(RunStatus.NEW),
+        done=here.done,
+        diverged=here.count(RunStatus.DIVERGED),
+        running=here.count(RunStatus.RUNNING),
+        queued=here.count(RunStatus.QUEUED),
+        failed=here.count(RunStatus.FAILED),
+        interrupted=here.count(RunStatus.INTERRUPTED, RunStatus.CANCELLED),
+        excluded=here.count(RunStatus.EXCLUDED),
+        codes=done_under(observer, here),
         to_train=sum(not need for _, need in todo),
         to_evaluate=sum(len(need) for _, need in todo),
         unmeasured=len(view.unmeasured),
@@ -134,7 +149,8 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         workers=workers,
         files=_files(jobs, launcher, machines),
         bytes=_bytes(manifest, todo),
-        device_hours=_hours(manifest, jobs, seconds, machines),
+        device_hours=now,
+        most_device_hours=_most_hours(now, manifest, expansion, asked, spec, launcher, seconds),
         minutes=_minutes(trained, seconds, workers),
         budget=budget.as_json() if budget else None,
         measured_runs=max((s.runs for s in seconds.values()), default=0),
@@ -190,6 +206,29 @@ def _hours(
     return low, middle, high
 
 
+def _most_hours(
+    now: tuple[float, float, float] | None,
+    manifest: Manifest,
+    expansion: Expansion,
+    asked: Collection[str],
+    spec: Spec,
+    launcher: str,
+    seconds: Mapping[str, price.Seconds],
+) -> tuple[float, float, float] | None:
+    """The same where every config of a seed budget needs all its seeds."""
+    if not expansion.budget or now is None:
+        return None
+    have = Counter(manifest.runs[r].config_id for r in asked)
+    low, middle, high = now
+    for c in expansion.configs:
+        s, gpus = seconds.get(c.config_id), rule_of(c, spec, launcher).gpus_per_run
+        if s is None:
+            return None
+        each = (expansion.budget.max - have[c.config_id]) * devices(gpus, spec.execution.num_machines) / 3600
+        low, middle, high = low + each * s.low, middle + each * s.middle, high + each * s.high
+    return low, middle, high
+
+
 def _minutes(trained: Sequence[str], seconds: Mapping[str, price.Seconds], workers: int) -> float | None:
     """Wall time with all workers busy (minutes)."""
     known = [s.middle for s in (seconds.get(r.rsplit("-s", 1)[0]) for r in trained) if s is not None]
@@ -218,7 +257,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     states = [("new", plan.new), ("done", plan.done), ("running", plan.running), ("queued", plan.queued)]
     states += [("failed", plan.failed), ("interrupted", plan.interrupted), ("excluded", plan.excluded)]
     said = ", ".join(f"{n:,} {word}" for word, n in states if n) or "nothing"
-    console.print(f"{plan.sweep}: {plan.configs:,} configs x {plan.seeds} seeds = {plan.runs:,} runs: {said}", soft_wrap=True)
+    console.print(f"{plan.sweep}: {size_text(plan)}: {said}", soft_wrap=True)
     if plan.collapsed:
         console.print(
             f"  {plan.collapsed:,} points repeat a config: they differ only in fields their method does not read, or not at all",
@@ -256,6 +295,15 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"... and {plan.configs - len(plan.head):,} more configs (--json has every figure)", soft_wrap=True)
 
 
+def size_text(plan: Plan) -> str:
+    """`18 configs x 8 seeds = 144 runs`; with a seed budget `18 configs x 4 to 32 seeds = 72 of at most 576 runs`."""
+    configs = f"{plan.configs:,} config{'s' * (plan.configs != 1)}"
+    if plan.max_seeds is None:
+        return f"{configs} x {plan.seeds} seed{'s' * (plan.seeds != 1)} = {plan.runs:,} runs"
+    most = plan.configs * plan.max_seeds
+    return f"{configs} x {plan.seeds} to {plan.max_seeds} seeds = {plan.runs:,} of at most {most:,} runs"
+
+
 def _budget_text(budget: Mapping[str, float | None]) -> str:
     promised = budget["promised"]
     under_way = "" if promised == 0 else f", {'unknown' if promised is None else f'{promised:.2g}'} under way"
@@ -274,4 +322,7 @@ def hours_text(plan: Plan) -> str:
         return "device-hours unknown: no such run was measured under this root, and no model is here to guess from"
     low, middle, high = plan.device_hours
     basis = f"from {plan.measured_runs:,} measured runs" if plan.measured_runs else "guessed from the model's size"
-    return f"{middle:.2g} device-hours ({low:.2g} to {high:.2g}, {basis})"
+    most = ""
+    if plan.most_device_hours is not None:
+        most = f"; {plan.most_device_hours[1]:.2g} if every config needs {plan.max_seeds} seeds"
+    return f"{middle:.2g} device-hours ({low:.2g} to {high:.2g}, {basis}){most}"

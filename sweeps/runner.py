@@ -25,7 +25,7 @@ from sweeps.expand import Expansion, expand
 from sweeps.handout import FRUITLESS_ROUNDS, ensure_follow_up, play_round, refuse_halted
 from sweeps.manifest import Manifest, extend
 from sweeps.observe import Observer
-from sweeps.plan import Plan, make_plan, spec_fields
+from sweeps.plan import Plan, make_plan, size_text, spec_fields
 from sweeps.progress import watching
 from sweeps.reconcile import View
 from sweeps.site import Site, runs_offline
@@ -41,6 +41,7 @@ PATIENCE = 60.0
 class Result:
     """How a `run` ended. `failed` counts runs that raised or crashed."""
 
+    spec: Spec
     sweep: SweepDir
     view: View
 
@@ -74,16 +75,34 @@ def run(
     spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool, retrain: bool = False
 ) -> Result:
     """Carry the sweep to its end, watching. Interrupt it at will: the same command goes on where it stopped."""
-    expansion = _prepared(spec, root, launcher, site, console, yes, retrain)
+    return carry_out(spec, expand(spec), "spec", root, db, launcher, site, console, yes=yes, retrain=retrain)
+
+
+def carry_out(
+    spec: Spec,
+    expansion: Expansion,
+    why: str,
+    root: Path,
+    db: Path,
+    launcher: str,
+    site: Site,
+    console: Console,
+    *,
+    yes: bool,
+    retrain: bool = False,
+) -> Result:
+    """Make the sweep want an expansion, and carry it to its end."""
+    _prepare(spec, expansion, why, root, launcher, site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), _terminable():
-        view = _rounds(spec, expansion, sweep, db, launcher, site, console, retrain)
-    return Result(sweep, view)
+        view = _rounds(spec, expansion, why, sweep, db, launcher, site, console, retrain)
+    return Result(spec, sweep, view)
 
 
 def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes: bool, retrain: bool = False) -> None:
     """Submit to Slurm what is missing and return at once."""
-    expansion = _prepared(spec, root, "slurm", site, console, yes, retrain)
+    expansion = expand(spec)
+    _prepare(spec, expansion, "spec", root, "slurm", site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     observer = Observer(sweep)
     if ending := _let_end(observer, sweep, site, console, PATIENCE):
@@ -105,23 +124,23 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     )
 
 
-def _prepared(spec: Spec, root: Path, launcher: str, site: Site, console: Console, yes: bool, retrain: bool) -> Expansion:
-    """Expand and plan, say in one line what will happen, and ask where it is much."""
-    expansion = expand(spec)
-    plan = make_plan(spec, expansion, root, launcher, retrain)
+def _prepare(
+    spec: Spec, expansion: Expansion, why: str, root: Path, launcher: str, site: Site, console: Console, yes: bool, retrain: bool
+) -> None:
+    """Plan, say in one line what will happen, and ask where it is much."""
+    plan = make_plan(spec, expansion, root, launcher, retrain, why)
     if plan.to_train or plan.to_evaluate:
         trained = [c.training for c in expansion.configs if c.training.loads_model]
         for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
             check_available(name, revision, runs_offline(site, launcher))
     console.print(first_line(plan), soft_wrap=True)
-    hours = plan.device_hours
+    hours = plan.most_device_hours or plan.device_hours
     if plan.to_train and not yes and (hours is None or hours[1] > ASK_ABOVE):
         much = "an unknown number of device-hours" if hours is None else f"about {hours[1]:.1f} device-hours"
         if not sys.stdin.isatty():
             raise UserError(f"this takes {much}; say -y to start it without being asked")
         if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
             raise UserError("not started")
-    return expansion
 
 
 def first_line(plan: Plan) -> str:
@@ -133,19 +152,26 @@ def first_line(plan: Plan) -> str:
         expected = "unknown minutes"
     else:
         expected = f"about {minutes:.0f} min" if minutes >= 1.5 else "about 1 min"
-    configs = f"{plan.configs:,} config{'s' * (plan.configs != 1)} x {plan.seeds} seed{'s' * (plan.seeds != 1)}"
     workers = f"{plan.workers:,} worker{'s' * (plan.workers != 1)} ({plan.launcher})"
-    return f"{plan.sweep}: {configs} = {plan.runs:,} runs, {plan.done:,} done, {workers}, {expected}, {plan.files:,} files"
+    return f"{plan.sweep}: {size_text(plan)}, {plan.done:,} done, {workers}, {expected}, {plan.files:,} files"
 
 
 def _rounds(
-    spec: Spec, expansion: Expansion, sweep: SweepDir, db: Path, launcher: str, site: Site, console: Console, retrain: bool
+    spec: Spec,
+    expansion: Expansion,
+    why: str,
+    sweep: SweepDir,
+    db: Path,
+    launcher: str,
+    site: Site,
+    console: Console,
+    retrain: bool,
 ) -> View:
     """Hand out, watch, and hand out again what died with its job; the journals decide."""
     observer = Observer(sweep)
     _let_end(observer, sweep, site, console)
     with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
-        manifest = extend(sweep, expansion, "spec", spec_fields(spec))
+        manifest = extend(sweep, expansion, why, spec_fields(spec))
     ours: list[str] = []
     handed: set[str] = set()
     fruitless, tried = 0, -1
@@ -159,6 +185,9 @@ def _rounds(
             )  # fmt: skip
             if done.jobs and launcher == "slurm":
                 ensure_follow_up(sweep, observer, done.view, done.jobs, db, site, 0)  # where it cannot, this command goes on
+        manifest = done.manifest
+        if done.grown:
+            console.print(f"{sweep.sweep}: {done.grown:,} more runs, for configs whose mean is not known well enough")
         fruitless = fruitless + 1 if done.view.tried == tried else 0
         tried = done.view.tried
         handed |= done.runs

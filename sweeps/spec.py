@@ -23,6 +23,7 @@ from sweeps.complaints import complaint, said_as, unknown
 from sweeps.own import wrong_param
 from sweeps.resources import Resources
 from sweeps.retries import Retries
+from sweeps.seeds import SeedBudget, Seeds, Until
 from sweeps.site import Site
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
@@ -87,7 +88,7 @@ class Spec(Strict):
     arms: dict[str, dict[str, Any]] = Field({}, description="Named alternatives; lists inside an arm are its own axes.")
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out; each rule must match some.")
     random: Random | None = Field(None, description="Random points beside the grid.")
-    seeds: int | list[int] = Field(description="Replicates: a count (seeds 0, 1, ...) or a list of seeds.")
+    seeds: Seeds = Field(description="Replicates: a count (seeds 0, 1, ...), a list of seeds, or a budget.")
     evaluate: list[EvaluateEntry] = Field([], description="Measurements.")
     resources: dict[str, Any] | list[dict[str, Any]] = Field(
         {}, description="Resources of a run, or first-match rules with `when`."
@@ -298,6 +299,8 @@ def _unknown_key(model: type[BaseModel], path: Path_) -> str:
     name = str(path[-1])
     inner: dict[str, type[BaseModel]] = {
         "tasks": TaskFile,
+        "until": Until,
+        "seeds": SeedBudget,
         "evaluate": EvaluateEntry,
         "execution": Execution,
         "random": Random,

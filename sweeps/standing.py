@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from em_core.journal import Attempt, JobTry, RunStatus, SweepDir, read_records
 from launchers.causes import CANCELLED, LOST
 from launchers.halting import halted
 from sweeps.logs import slurm_log
-from sweeps.manifest import find_sweep, read_manifest
+from sweeps.manifest import EXPLORE, LEFT_THE_SPEC, Manifest, find_sweep, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob, View
 from sweeps.site import Site
@@ -44,6 +45,34 @@ class Why:
 
 
 @dataclass(frozen=True)
+class SeedCounts:
+    """A seed budget so far: its `looks` (seeds per config at each), and how many configs have how many seeds."""
+
+    looks: list[int]
+    half_width: float
+    configs: dict[int, int]
+
+    def __str__(self) -> str:
+        have = ", ".join(f"{n:,} config{'s' * (n != 1)} with {seeds}" for seeds, n in sorted(self.configs.items()))
+        runs, most = sum(k * n for k, n in self.configs.items()), sum(self.configs.values()) * self.looks[-1]
+        said = f"seeds {self.looks[0]} to {self.looks[-1]} until ±{self.half_width:g}"
+        return f"{said}: {have}; {runs:,} of at most {most:,} runs"
+
+
+def seed_counts(manifest: Manifest) -> SeedCounts | None:
+    """How far a seed budget has got, from the manifest alone; None where the spec has none."""
+    looks = manifest.spec.get("seed_looks")
+    if not looks:
+        return None
+    per_config = Counter(
+        r.config_id
+        for r in manifest.runs.values()
+        if r.stage == EXPLORE and r.seed < looks[-1] and manifest.excluded.get(r.run_id) != LEFT_THE_SPEC
+    )
+    return SeedCounts(looks, manifest.spec["half_width"], dict(Counter(per_config.values())))
+
+
+@dataclass(frozen=True)
 class Standing:
     """What one look at a sweep tells. `failures`: (run, message) of the newest runs that count as failed."""
 
@@ -52,6 +81,7 @@ class Standing:
     whys: list[Why]
     failures: list[tuple[str, str]]
     halted: str | None
+    seeds: SeedCounts | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +91,7 @@ class Standing:
             "live_jobs": len(self.view.live),
             "unheard_jobs": len(self.view.unheard),
             "halted": self.halted,
+            "seed_budget": asdict(self.seeds) if self.seeds else None,
             "causes": [asdict(w) for w in self.whys],
             "failures": [{"run_id": run_id, "message": message} for run_id, message in self.failures],
         }
@@ -68,10 +99,11 @@ class Standing:
 
 def stand(observer: Observer, every: float = 0.0) -> Standing:
     """Look once at a sweep; the scheduler is asked at most once per `every` seconds."""
-    view = observer.look(every=every)
+    manifest = read_manifest(observer.sweep)
+    view = observer.look(manifest, every=every)
     tries = observer.tries()
     whys = [*why_ended(tries), *_never_began(observer.sweep, observer.jobs(), tries, view)]
-    return Standing(observer.sweep.sweep, view, whys, _failures(tries, view), halted(observer.sweep))
+    return Standing(observer.sweep.sweep, view, whys, _failures(tries, view), halted(observer.sweep), seed_counts(manifest))
 
 
 def why_ended(tries: Iterable[JobTry]) -> list[Why]:
@@ -144,6 +176,8 @@ def _notes(st: Standing, alone: bool) -> list[str]:
         notes.append(f"{of}stopped: {st.halted}. `emsweep retry {st.sweep}` lets it go on.")
     if st.view.unheard:
         notes.append(f"{of}no scheduler answer about {len(st.view.unheard):,} jobs: they are waited for, never taken for dead")
+    if st.seeds:
+        notes.append(f"{of}{st.seeds}")
     if st.whys:
         rows = [{"why attempts ended": w.cause, "attempts": w.attempts, "newest": _example(w)} for w in st.whys]
         notes += [*([""] if alone else ["", f"{st.sweep}:"]), *text_table(rows)]

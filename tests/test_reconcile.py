@@ -21,7 +21,7 @@ def manifest(*runs: str) -> Manifest:
     training = TrainingConfig(model_name_or_path="miniature", prompt="Q", method="noop", max_steps=10)
     m = Manifest(configs={"c": Config("c", "sha256:0", "plus", training)}, evaluations={"e": E5}, measured=[("e", (0, "last"))])
     for r in runs:
-        m.runs[r] = Run(r, "c", 0, "spec", [None])
+        m.runs[r] = Run(r, "c", 0, "spec", "explore", [None])
     return m
 
 

@@ -64,6 +64,10 @@ def more(line: str) -> str:
     return f"{OK}{line}\n"
 
 
+def budget(keys: str) -> str:
+    return sub(S, f"seeds: {{{keys}}}")
+
+
 def ev(entry: str) -> str:
     return sub("  - {tasks: [two_step_sums], steps: [0, 5]}", f"  - {entry}")
 
@@ -169,6 +173,36 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "seeds huge": (
         sub(S, "seeds: 1000000000000"),
         "5: seeds: 1,000,000,000,000 seeds; the limit is 2,000,000 (a single seed is a list: [1000000000000])",
+    ),
+    "budget typo": (budget("mni: 4, max: 8, until: {half_width: 0.1}"), "5: seeds.mni: unknown key `mni`; did you mean `min`?"),
+    "budget until typo": (
+        budget("min: 4, max: 8, until: {half_widht: 0.1}"),
+        "5: seeds.until.half_widht: unknown key `half_widht`; did you mean `half_width`?",
+    ),
+    "budget no until": (budget("min: 4, max: 8"), "5: seeds.until: is missing"),
+    "budget no width": (budget("min: 4, max: 8, until: {}"), "5: seeds.until.half_width: is missing"),
+    "budget min 1": (
+        budget("min: 1, max: 8, until: {half_width: 0.1}"),
+        "5: seeds.min: 1 must be greater than or equal to 2",
+    ),
+    "budget max": (budget("min: 4, max: 4, until: {half_width: 0.1}"), "5: seeds.max: 4 must be above `min` (4)"),
+    "budget huge": (
+        budget("min: 4, max: 3000000, until: {half_width: 0.1}"),
+        "5: seeds.max: 3,000,000 seeds; the limit is 2,000,000",
+    ),
+    "budget many runs": (
+        budget("min: 4, max: 2000000, until: {half_width: 0.1}"),
+        "3: axes: the spec expands to 4,000,000 runs; the limit is 2,000,000",
+    ),
+    "budget float": (budget("min: 4.5, max: 8, until: {half_width: 0.1}"), "5: seeds.min: 4.5 is not a whole number"),
+    "budget width 0": (budget("min: 4, max: 8, until: {half_width: 0}"), "5: seeds.until.half_width: 0 must be greater than 0"),
+    "budget step": (
+        budget("min: 4, max: 8, until: {half_width: 0.1, step: 7}"),
+        "5: seeds.until.step: step 7 is not measured by the first of `evaluate`, only 0, 5",
+    ),
+    "budget unmeasured": (
+        budget("min: 4, max: 8, until: {half_width: 0.1}").partition("evaluate")[0],
+        "5: seeds.until: needs a measurement to judge by: say what under `evaluate:`",
     ),
     "seed axis": (axis("seed: [0, 1]"), "4: axes.seed: seeds are replicates, not a field: use the top-level key `seeds`"),
     "seed base": (base("seed: 0"), "2: base.seed: seeds are replicates, not a field: use the top-level key `seeds`"),
