@@ -97,7 +97,7 @@ def test_runs_that_are_still_open_stay_out() -> None:
     found = with_and_without(grid, np.zeros((2, 3), dtype=bool))
     assert [r.how for r in found.readings] == ["left out", "as the worst run"]  # no base is known
     assert all(r.means == pytest.approx([0.81, 0.51]) for r in found.readings)
-    assert not (found.best_flips or found.ties_flip)
+    assert (found.best_flips, found.ties_flip) == (False, False)
 
 
 def test_a_config_that_lost_everything_gets_a_place() -> None:

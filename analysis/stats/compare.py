@@ -149,7 +149,8 @@ def sign_flip_p(differences: npt.ArrayLike, rng: np.random.Generator) -> float:
 @cache
 def _all_signs(n: int) -> Floats:
     """(2^(n-1), n): 4 MB at 16."""
-    return 1.0 - 2 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
+    bits = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1
+    return np.float64(1) - 2 * bits.astype(np.float64)
 
 
 def superiority(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float, float]:
