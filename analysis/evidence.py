@@ -12,6 +12,7 @@ that the same results give the same page.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ class Evidence:
 
     def tables(self) -> dict[str, pl.DataFrame]:
         """Every table of the report by name; floats that are not defined are null."""
+        return self._tables
+
+    @cached_property
+    def _tables(self) -> dict[str, pl.DataFrame]:
         found = {
             "spread": self._spread(),
             "against_best": self._against_best(),

@@ -15,6 +15,8 @@ from analysis.stats import Floats, finite
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_LABELS = 16
+"""Values that are named along an axis; of more every second, third, ..."""
 MOST_WRITTEN = 120
 """Cells up to which each has its numbers written in it."""
 
@@ -43,10 +45,9 @@ def heatmaps(grid: Grid, point: Point, folder: Path) -> Drawn | None:
         _heatmap(axes, table, n, lost)
         axes.set_title(title, loc="left", color=INK)
         slope = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if shape[1] > 6 else {}
-        axes.set_xticks(range(shape[1]), [_value(name) for name, _ in columns], **slope)
-        axes.set_yticks(range(shape[0]), [_value(name) for name, _ in rows])
-        if shape[1] > 16:
-            axes.tick_params(axis="x", labelsize=5.5)
+        across_at, down_at = (range(0, n_, 1 + n_ // MOST_LABELS) for n_ in (shape[1], shape[0]))
+        axes.set_xticks(across_at, [_value(columns[i][0]) for i in across_at], **slope)
+        axes.set_yticks(down_at, [_value(rows[i][0]) for i in down_at])
         axes.set_xlabel(across)
     pair[0].set_ylabel(down)
     rest = [f for f in grid.varied if f not in fields]
