@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,4 +109,8 @@ def _heatmap(axes: Axes, table: Floats, n: np.ndarray, lost: np.ndarray) -> None
 
 
 def _value(label: str) -> str:
-    return label.partition("=")[2]
+    """What stands behind `field=`; numbers to three digits."""
+    text = label.partition("=")[2]
+    with contextlib.suppress(ValueError):
+        return f"{float(text):.3g}"
+    return text
