@@ -42,8 +42,8 @@ def winners_curse(grid: Floats, rng: np.random.Generator) -> Curse:
     choice, so their mean is unbiased for the config that was chosen); `corrected` is the mean of that over all splits, or
     1,000 random ones. Whole seeds are split, so seed effects that configs share are allowed for, as are unequal
     spreads. A config chosen on half the seeds is worse, if anything, than one chosen on all, so `corrected` errs low: for
-    840 configs with sd .02 and a seed sd of .03 by .010, .005 and .003 at 3, 8 and 16 seeds, where `selected_mean` is
-    .037, .016 and .010 too high. A model of all configs as draws from one normal distribution (empirical Bayes) has
+    840 configs with sd .02 and a seed sd of .03 by .004 to .005 at 3, 5, 8 and 16 seeds, where `selected_mean` is
+    .037, .024, .017 and .008 too high. A model of all configs as draws from one normal distribution (empirical Bayes) has
     half the error where that is true, and removes almost nothing of the bias where the best configs crowd below a
     ceiling.
 

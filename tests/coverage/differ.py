@@ -134,7 +134,7 @@ def _families(p: Population, n: int, rng: Rng) -> dict[str, bool]:
     pooled = (own.var(1, ddof=1).mean() / n) ** 0.5
     return {
         "p: any config worse than the best (Holm over all pairs)": not tied_with_best(grid).tied.all(),
-        "p: the same, no seed shared (Holm over all pairs)": not tied_with_best(staggered).tied.all(),
+        "p: any config worse than the best, no seed shared (Holm over all pairs)": not tied_with_best(staggered).tied.all(),
         "p: any config against a named baseline (Holm)": bool((against(grid, 0, "abcdef")["p_holm"] < 0.05).any()),
         "p: not used: against the best as if it had been named (Holm)": bool(
             (against(grid, best, "abcdef")["p_holm"] < 0.05).any()
@@ -192,7 +192,9 @@ def _questions(p: Population, n: int, rng: Rng) -> dict[str, bool]:
     noise, none = decoding_noise(answers_to_these(seeds, rng)), decoding_noise(answers_to_these(equal, rng))
     return {
         "accuracy, fresh questions, these seeds (clustered)": here.lo <= seeds.mean() <= here.hi,
-        "not used: the same, answers as if independent": bool(abs(a.mean() - seeds.mean()) <= 1.96 * a.std() / a.size**0.5),
+        "not used: accuracy, fresh questions, these seeds (as if independent)": bool(
+            abs(a.mean() - seeds.mean()) <= 1.96 * a.std() / a.size**0.5
+        ),
         "accuracy, fresh questions and seeds (two-way)": everywhere.lo <= p.mean <= everywhere.hi,
         "difference, fresh questions, these seeds (paired by question)": gap.lo <= seeds.mean() - others.mean() <= gap.hi,
         "difference, fresh questions and seeds (two-way, paired)": gap_everywhere.lo <= 0 <= gap_everywhere.hi,
