@@ -95,7 +95,8 @@ def test_components_are_unbiased_with_and_without_missing_runs(missing: float) -
 def test_seeds_that_configs_share_are_told_from_the_rest() -> None:
     y = np.random.default_rng(2).normal(0, 1, (300, 1)) + 5 * np.arange(4) + np.random.default_rng(3).normal(0, 2, (300, 4))
     found = by_name(components(y))
-    assert (found["config"], found["config × seed"]) == pytest.approx((1, 4), rel=0.2)
+    assert found["config"] == pytest.approx(1, abs=0.5)  # three standard errors
+    assert found["config × seed"] == pytest.approx(4, rel=0.15)
     assert found["seed"] == pytest.approx(25 * np.var(np.arange(4), ddof=1), rel=0.1)
     own = np.arange(y.size).reshape(y.shape)  # no two configs have a seed in common
     apart = variance_components(y.ravel(), np.indices(y.shape)[0].ravel(), seed=own.ravel(), rng=rng())
@@ -149,9 +150,9 @@ def test_decoding_noise_is_taken_out_of_the_seeds() -> None:
     assert sum(c.share for c in with_it.components) == pytest.approx(1)
     unknown = components(y, decoding=NAN)
     assert by_name(unknown) == by_name(without)
-    assert "cannot be told apart" in unknown.notes[-1]
+    assert any("decoding noise cannot be told apart" in note for note in unknown.notes)
     some = components(y, decoding=np.where(np.arange(1200) < 5, 0.25, NAN))
-    assert some.notes[0].startswith("decoding noise is known for 5 of 1,200 rows")
+    assert any(note.startswith("decoding noise is known for 5 of 1,200 rows") for note in some.notes)
     assert by_name(components(y, decoding=0))["decoding"] == 0
 
 
