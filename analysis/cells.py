@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from analysis.grid import Grid, show
-from analysis.stats import finite, max_over_min, t_interval
+from analysis.stats import finite, max_over_min
 
 MEASURED = ("step", "n", "mean", "lo", "hi", "sd", "min", "max", "max_over_min")
 HEADINGS = {
@@ -40,7 +40,7 @@ def cells_table(grid: Grid) -> pl.DataFrame:
         row = {f: about[f] for f in grid.varied}
         if len(cube) and count[:, config].any():
             best = int(means[:, config].argmax())
-            cell, spread = t_interval(cube[best, config]), max_over_min(cube[best, config])
+            cell, spread = grid.interval(config, cube[best, config]), max_over_min(cube[best, config])
             numbers = (grid.steps[best], cell.n, cell.mean, cell.lo, cell.hi, cell.sd, spread.min, spread.max, spread.ratio)
             row |= dict(zip(MEASURED, numbers, strict=True))
         here = finite(compared[config])

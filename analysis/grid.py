@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from analysis.queries import PARAM_COLUMN, Frames, load, sql
-from analysis.stats import Bools, Floats, Ties, seed_means, tied_with_best
+from analysis.stats import Bools, Floats, Interval, Ties, seed_means, t_interval, tied_with_best
+from analysis.stats.sequential import look_interval
 from em_core.config import TrainingConfig
 
 Point = int | Literal["last"]
@@ -87,6 +88,13 @@ class Grid:
     def ties(self) -> Ties:
         """The configs against the best of them where they are compared."""
         return tied_with_best(self.accuracy(self.compared) if self.compared is not None else np.empty((0, 0)))
+
+    def interval(self, config: int, values: Floats) -> Interval:
+        """A config's mean with its 95% interval: of the look at which it stopped, where the sweep had a seed budget."""
+        looks = self.about.get("seed_looks") or []
+        planned = int(self.configs["n_planned"][config])
+        reached = [look for look, seeds in enumerate(looks) if seeds <= planned]
+        return look_interval(values, reached[-1], looks) if reached else t_interval(values)
 
     def name(self, config: int) -> str:
         """The varied fields of a config: `learning_rate=2e-05, temperature=0.7`."""

@@ -179,6 +179,8 @@ def _page(grid: Grid, said: list[str], doubts: list[str], tables: dict[str, pl.D
         table = tables[name]
         rows = _shown(name, table if name == "configs" else table.head(MOST_SHOWN))
         number = {HEADINGS.get(c, c) if name == "configs" else c for c in table.columns if table[c].dtype.is_numeric()}
+        if name == "configs" and grid.about.get("seed_looks"):
+            note += " With the seed budget, intervals are those of the look at which a config stopped, wider than plain ones."
         if name == "configs" and grid.compared is not None:
             rows = [{at(grid.compared) if c == "compared" else c: v for c, v in row.items()} for row in rows]
             number.add(at(grid.compared))

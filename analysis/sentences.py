@@ -54,7 +54,7 @@ def _mean(grid: Grid, point: Point) -> Interval:
 def _best(grid: Grid, point: Point) -> str:
     values = grid.accuracy(point)
     ties = grid.ties
-    mean = t_interval(values[ties.best])
+    mean = grid.interval(ties.best, values[ties.best])
     measured = int(np.isfinite(values).any(axis=1).sum())
     here = _upper(at(point))
     if measured == 1:

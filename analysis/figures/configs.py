@@ -10,7 +10,7 @@ from analysis.evidence import Evidence
 from analysis.figures.style import INK, MUTED, SERIES, Drawn, new_figure, save
 from analysis.grid import Grid, Point, show
 from analysis.sentences import at
-from analysis.stats import finite, t_interval
+from analysis.stats import finite
 
 MOST_ROWS = 30
 
@@ -23,7 +23,7 @@ def seed_strip(grid: Grid, point: Point, folder: Path) -> Drawn:
     figure = new_figure(9, 0.24 * len(shown) + 0.7)
     axes = figure.subplots()
     for y, config in enumerate(shown):
-        x, mean = finite(values[config]), t_interval(values[config])
+        x, mean = finite(values[config]), grid.interval(config, values[config])
         axes.plot([mean.lo, mean.hi], [y, y], color=SERIES[0], lw=4, alpha=0.3, solid_capstyle="butt")
         axes.plot(x, [y] * len(x), "o", color=SERIES[0], ms=4, alpha=0.55, mew=0)
         axes.plot([mean.mean], [y], "|", color=INK, ms=9, mew=1.6)
@@ -33,9 +33,10 @@ def seed_strip(grid: Grid, point: Point, folder: Path) -> Drawn:
     axes.set_xlabel(f"accuracy {at(point)}")
     cut = f" The {MOST_ROWS} best of {len(ordered):,} configs; the table has all." if len(ordered) > MOST_ROWS else ""
     rows = f"Rows: {', '.join(grid.varied)}, best first. " if grid.varied else ""
+    widened = ", widened for the looks of the seed budget" if grid.about.get("seed_looks") else ""
     caption = (
         f"{rows}Dots: one completed run (one seed) each; upright bar: their mean; "
-        f"pale bar: 95% t-interval of the mean over seeds.{cut}"
+        f"pale bar: 95% t-interval of the mean over seeds{widened}.{cut}"
     )
     return save(figure, folder, "seeds", f"Every seed {at(point)}", caption)
 
