@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.stats.sequential import stopped_at
+from analysis.grid import read_grid
+from analysis.stats import t_interval
+from analysis.stats.sequential import look_interval, stopped_at
 from em_core.journal import RunStatus, SweepDir, append_batch, read_records
 from em_core.noop import FAULT, STEP_SECONDS
 from sweeps.looks import Verdict, judge, look, read_scores
@@ -115,6 +117,14 @@ def test_every_config_gets_the_seeds_that_its_own_scores_ask_for(tmp_path: Path,
     assert f"seeds 3 to 12 until ±0.07: {have}; {total} of at most 72 runs" in status
     row = emsweep("sql", "SELECT seed_looks, half_width FROM sweeps", "--format", "json", check=0).stdout
     assert '"seed_looks":[3,6,12],"half_width":0.07' in row.replace(" ", "")
+
+    # The report's intervals are those of the look at which a config stopped, wider than plain ones.
+    grid = read_grid(tmp_path / "results.duckdb", "plant")
+    for i, config_id in enumerate(grid.configs["config_id"]):
+        values = grid.accuracy(4)[i]
+        told, plain = grid.interval(i, values), t_interval(values)
+        assert told == look_interval(values, [3, 6, 12].index(expected[config_id]), [3, 6, 12])
+        assert told.hi - told.lo > plain.hi - plain.lo
 
     # A config that leaves the spec takes its further seeds with it, and brings them back.
     (tmp_path / "plant.yaml").write_text(SPEC.replace("temperature: [0.3, 0.7]", "temperature: [0.3]"))
