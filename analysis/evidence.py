@@ -21,7 +21,7 @@ import polars as pl
 
 from analysis.confirmed import confirmed
 from analysis.grid import Grid, Point, read_grid
-from analysis.queries import load
+from analysis.queries import load, sql
 from analysis.stats import Floats, finite
 from analysis.stats.compare import against
 from analysis.stats.curse import Curse, winners_curse
@@ -30,7 +30,7 @@ from analysis.stats.missing import Dependence, WithAndWithout, depends_on_config
 from analysis.stats.planning import BestOfK, detectable_difference, expected_best, seeds_needed
 from analysis.stats.ranks import Agreement, Ranks, rank_distribution, split_half_agreement
 from analysis.stats.seeds import SeedSpread, seed_spread
-from analysis.stats.variance import Variance, variance_components
+from analysis.stats.variance import Variance, decoding_variance, variance_components
 
 DIFFERENCES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences (in the unit of the score) for which the seeds needed are tabulated."""
@@ -190,7 +190,7 @@ def weigh_grid(db: Path, grid: Grid) -> Evidence | None:
         point,
         values,
         seed_spread(values),
-        _variance(grid, [point], rng),
+        _variance(grid, [point], rng, _decoding(db, grid, point)),
         _variance(grid, list(grid.common_steps), rng) if len(grid.common_steps) > 1 else None,
         split_half_agreement(values, rng=rng),
         rank_distribution(values, rng=rng),
@@ -203,7 +203,26 @@ def weigh_grid(db: Path, grid: Grid) -> Evidence | None:
     )
 
 
-def _variance(grid: Grid, points: list[Point], rng: np.random.Generator) -> Variance:
+def _decoding(db: Path, grid: Grid, point: Point) -> Floats | None:
+    """(configs, seeds): variance of each run's score from drawing its answers; None where none are drawn, or where no
+    question was answered twice, so that it cannot be told."""
+    evaluation = grid.evaluation
+    if point == "last" or not evaluation["temperature"] or evaluation["num_samples"] < 2:
+        return None
+    samples = evaluation["num_samples"]
+    query = "SELECT r.config_id, r.seed, e.outcomes::VARCHAR AS bits FROM evals AS e JOIN runs AS r ON r.run_id = e.run_id "
+    rows = sql(db, query + f"WHERE e.eval_id = '{evaluation['eval_id']}' AND e.step = {point} AND e.outcomes IS NOT NULL")
+    row_of = {c: i for i, c in enumerate(grid.configs["config_id"])}
+    column_of = {s: i for i, s in enumerate(grid.seeds)}
+    found = np.full((grid.configs.height, len(grid.seeds)), np.nan)
+    for config, seed, bits in rows.iter_rows():
+        if config in row_of and seed in column_of:
+            right = (np.frombuffer(bits.encode(), dtype=np.uint8) - ord("0")).reshape(-1, samples).sum(1)
+            found[row_of[config], column_of[seed]] = decoding_variance(right, samples, temperature=evaluation["temperature"])
+    return found if np.isfinite(found).any() else None
+
+
+def _variance(grid: Grid, points: list[Point], rng: np.random.Generator, decoding: Floats | None = None) -> Variance:
     """Components over all runs at these steps; the prompt is a factor of its own where it varies with other fields."""
     values = np.stack([grid.accuracy(p) for p in points])
     step, config, seed = (a.ravel() for a in np.meshgrid(*map(np.arange, values.shape), indexing="ij"))
@@ -214,4 +233,6 @@ def _variance(grid: Grid, points: list[Point], rng: np.random.Generator) -> Vari
     if prompts and settings:
         prompt = table.select(pl.col(prompts[0]).rank("dense"))[prompts[0]].to_numpy()[config]
         config = table.select(pl.struct(settings).rank("dense").alias("setting"))["setting"].to_numpy()[config]
-    return variance_components(values.ravel(), config, prompt=prompt, seed=seed, step=step if len(points) > 1 else None, rng=rng)
+    noise = None if decoding is None else decoding.ravel()
+    by_step = step if len(points) > 1 else None
+    return variance_components(values.ravel(), config, prompt=prompt, seed=seed, step=by_step, decoding=noise, rng=rng)

@@ -11,8 +11,9 @@ import pytest
 from analysis.collect import collect
 from analysis.evidence import Evidence, weigh
 from analysis.luck import luck
+from analysis.queries import load
 from analysis.stats.compare import compare
-from tests.journals import GREEDY, Journal, Run, Sweep
+from tests.journals import GREEDY, SAMPLED, Journal, Run, Sweep
 from tests.test_report import made, rising
 
 pytestmark = pytest.mark.slow
@@ -130,6 +131,21 @@ def score(journal: Journal, run: Run, step: int, accuracy: float) -> None:
     """A score that is no share, as a trainer of one's own may tell."""
     said = {"run_id": run.run_id, "attempt": 0, "step": step, "eval_id": GREEDY.eval_id(), "task": GREEDY.task}
     journal.write("eval", **said, n_questions=1, num_samples=1, accuracy=accuracy, outcomes="", values={})
+
+
+def test_what_drawing_answers_adds_is_told_apart(tmp_path: Path) -> None:
+    """Two sampled answers per question: their luck is a component of its own, and what it takes is missing elsewhere."""
+    sweep = Sweep(tmp_path / "runs", grid=RATES, seeds=range(8), evaluations=(SAMPLED,)).write(jobs=1)
+    collect(sweep.root, tmp_path / "results.duckdb")
+    found = weigh(tmp_path / "results.duckdb", "demo")
+    assert found is not None
+    table = found.tables()["variance"]
+    decoding = table.filter(pl.col("name") == "decoding")["variance"][0]
+    answers = load("demo", tmp_path / "results.duckdb").answers.filter(step=found.point, status="completed")
+    p = answers.group_by("run_id", "question").agg(p=pl.mean("correct"))
+    by_hand = p.group_by("run_id").agg(v=(pl.col("p") * (1 - pl.col("p"))).sum() / 50**2)["v"].mean()
+    assert decoding == pytest.approx(by_hand)
+    assert "decoding" not in weighed(tmp_path / "greedy").tables()["variance"]["name"].to_list()
 
 
 def test_a_sweep_without_results_has_no_evidence(tmp_path: Path) -> None:
