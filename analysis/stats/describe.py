@@ -65,7 +65,7 @@ def describe_grid(grid: Floats, *, common_n: int | None = None, floor: npt.Array
     """One row per row of `grid` (configs, seeds), with the columns of `Description`; see `describe` for the formulas.
 
     `common_n` is by default the smallest n among rows with two values or more. `floor` is one number, or one per row
-    (NaN: none). A figure that is not defined is NaN, `collapsed` without a floor null. 42,000 rows of 16 take .1 s.
+    (NaN: none). A figure that is not defined is NaN, `collapsed` without a floor null. 42,000 rows of 16 take .2 s.
     """
     import polars as pl
 
