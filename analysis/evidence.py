@@ -112,10 +112,10 @@ class Evidence:
         """Expected best of k single runs, and of k configs by their mean over all seeds, as far as there are k."""
         runs, configs = self.best_runs, self.best_configs
         k = configs.k
-        of_runs = dict(zip(runs.k.tolist(), zip(runs.expected, runs.lo, runs.hi, strict=True), strict=True))
-        told = [of_runs[i] for i in k.tolist()]
-        by_runs = {n: [t[j] for t in told] for j, n in enumerate(("runs", "runs_lo", "runs_hi"))}
-        return pl.DataFrame({"k": k, **by_runs, "configs": configs.expected, "configs_lo": configs.lo, "configs_hi": configs.hi})
+        of_runs = dict(zip(runs.k.tolist(), runs.expected.tolist(), strict=True))
+        by_runs = [of_runs[i] for i in k.tolist()]  # without a band: runs of one config or seed are no independent tries
+        by_configs = {"configs": configs.expected, "configs_lo": configs.lo, "configs_hi": configs.hi}
+        return pl.DataFrame({"k": k, "runs": by_runs, **by_configs})
 
     def seeds_needed(self) -> pl.DataFrame:
         """Seeds per config to find a difference with 80% power at 5%, from the measured sd (`lo`, `hi`: its interval)."""

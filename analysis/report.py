@@ -120,7 +120,7 @@ ABOUT = {
     "ranks": ("Ranks", "Mean rank and middle 95% over bootstrap draws of the seeds; p_best: how often the config was best."),
     "best_of_k": (
         "Expected best of k",
-        "The best of k single runs, and of k configs by their mean over seeds; 95% jackknife bands.",
+        "The best of k single runs, and of k configs by their mean over seeds, with a 95% jackknife band as far as it is honest.",
     ),
     "seeds_needed": (
         "Seeds needed",
