@@ -21,7 +21,7 @@ import polars as pl
 
 from analysis.confirmed import confirmed
 from analysis.grid import Grid, Point, read_grid
-from analysis.queries import load, sql
+from analysis.queries import load, sql, unpacked
 from analysis.stats import Floats, finite
 from analysis.stats.compare import against
 from analysis.stats.curse import Curse, winners_curse
@@ -217,7 +217,7 @@ def _decoding(db: Path, grid: Grid, point: Point) -> Floats | None:
     found = np.full((grid.configs.height, len(grid.seeds)), np.nan)
     for config, seed, bits in rows.iter_rows():
         if config in row_of and seed in column_of:
-            right = (np.frombuffer(bits.encode(), dtype=np.uint8) - ord("0")).reshape(-1, samples).sum(1)
+            right = unpacked(bits, samples).sum(1)
             found[row_of[config], column_of[seed]] = decoding_variance(right, samples, temperature=evaluation["temperature"])
     return found if np.isfinite(found).any() else None
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from analysis.store import is_duckdb
@@ -142,6 +144,11 @@ def _with_params(frame: pl.DataFrame) -> pl.DataFrame:
         column = pl.col("params").replace_strict(pl.Series(list(points), dtype=pl.String), told, default=None)
         columns.append(column.alias(PARAM_COLUMN + name.replace(".", "_")))
     return frame.with_columns(columns)
+
+
+def unpacked(bits: str, num_samples: int) -> npt.NDArray[np.uint8]:
+    """(questions, samples): 0 and 1 of an evaluation's answers, from the text of its bit string (`outcomes::VARCHAR`)."""
+    return (np.frombuffer(bits.encode(), dtype=np.uint8) - ord("0")).reshape(-1, num_samples)
 
 
 def load(sweep: str, db: Path | str = "results.duckdb") -> Frames:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.queries import load, sql
+from analysis.queries import load, sql, unpacked
 from analysis.stats import Floats, seed_means
 from analysis.stats.compare import Comparison, compare, holm
 from analysis.stats.gain import GainParts, Measured, gain_parts
@@ -221,8 +221,7 @@ def _outcomes(
     found = np.full((len(seeds), length // samples, len(shared), samples), np.nan)
     for *values, seed, bits in told.select(*key, "seed", "bits").iter_rows():
         if tuple(values) in where:
-            answers = np.frombuffer(bits.encode(), dtype=np.uint8) - ord("0")
-            found[at[seed], :, where[tuple(values)]] = answers.reshape(-1, samples)
+            found[at[seed], :, where[tuple(values)]] = unpacked(bits, samples)
     return found.reshape(len(seeds), length // samples, -1)
 
 
