@@ -21,7 +21,7 @@ import polars as pl
 
 from analysis.confirmed import confirmed
 from analysis.grid import Grid, Point, read_grid
-from analysis.queries import load, sql, unpacked
+from analysis.queries import sql, unpacked
 from analysis.stats import Floats, finite
 from analysis.stats.compare import against
 from analysis.stats.curse import Curse, winners_curse
@@ -32,6 +32,8 @@ from analysis.stats.ranks import Agreement, Ranks, rank_distribution, split_half
 from analysis.stats.seeds import SeedSpread, seed_spread
 from analysis.stats.variance import Variance, decoding_variance, variance_components
 
+MOST_TRIES = 60
+"""Values of k, evenly spread over the logarithm, for which the best of k tries is told."""
 DIFFERENCES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences (in the unit of the score) for which the seeds needed are tabulated."""
 
@@ -183,7 +185,7 @@ def weigh_grid(db: Path, grid: Grid) -> Evidence | None:
     lost = grid.configs["n_diverged"].to_numpy() + grid.configs["n_failed"].to_numpy()
     ended = lost + grid.configs["n_completed"].to_numpy()
     single = finite(values)
-    k = np.arange(1, len(finite(means)) + 1)
+    k = np.unique(np.geomspace(1, max(1, len(finite(means))), MOST_TRIES).round().astype(int))
     rng = np.random.default_rng(0)
     return Evidence(
         grid,
@@ -199,8 +201,14 @@ def weigh_grid(db: Path, grid: Grid) -> Evidence | None:
         expected_best(means, k),
         depends_on_config(lost, ended, rng),
         with_and_without(values, grid.lost, float(base.mean()) if len(base) else float("nan")),
-        confirmed(load(grid.sweep, db).scores, grid.evaluation["eval_id"], point),
+        confirmed(_scores_at(db, grid, point), grid.evaluation["eval_id"], point),
     )
+
+
+def _scores_at(db: Path, grid: Grid, point: Point) -> pl.DataFrame:
+    """Rows of `scores` with which configs are confirmed: of both stages, at this step (every step where it is `last`)."""
+    where = f"WHERE sweep = '{grid.sweep}' AND eval_id = '{grid.evaluation['eval_id']}'"
+    return sql(db, f"FROM scores {where}" + ("" if point == "last" else f" AND step = {point}"))
 
 
 def _decoding(db: Path, grid: Grid, point: Point) -> Floats | None:
