@@ -12,6 +12,7 @@ import pytest
 
 from analysis.collect import collect
 from analysis.queries import connect, load, sql
+from analysis.report import build_report
 from em_core.errors import UserError
 from tests.journals import GREEDY, SAMPLED, Journal, Sweep
 
@@ -199,3 +200,24 @@ def test_what_is_not_there_is_named(db: Path, tmp_path: Path) -> None:
     duckdb.connect(str(tmp_path / "mine.duckdb")).close()
     with pytest.raises(UserError):
         load("demo", tmp_path / "mine.duckdb")
+
+
+def test_a_metric_that_only_some_runs_have_counts_those(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "runs", grid={"learning_rate": [1e-4, 2e-4]}, seeds=range(4))
+    sweep.write_manifest()
+    with Journal(sweep, "j-0000") as journal:
+        for run in sweep.runs:
+            journal.start(run)
+            for step in sweep.steps:
+                journal.eval(run, step, GREEDY)
+            if run.seed < 3 and run.config.learning_rate == 1e-4:
+                about = {"run_id": run.run_id, "attempt": 0, "step": 10, "eval_id": SAMPLED.eval_id(), "task": SAMPLED.task}
+                values = {"unparsable": 0.1 * run.seed, "completion_length": 9.0}
+                journal.write("eval", **about, n_questions=1, num_samples=1, accuracy=float("nan"), outcomes="", values=values)
+            journal.end(run)
+    collect(sweep.root, tmp_path / "results.duckdb")
+    [cell] = sql(tmp_path / "results.duckdb", "FROM cells WHERE metric = 'unparsable'").rows(named=True)
+    assert (cell["n"], cell["n_planned"], cell["mean"], cell["learning_rate"]) == (3, 4, pytest.approx(0.1), 1e-4)
+    nothing = sql(tmp_path / "results.duckdb", f"FROM cells WHERE metric = 'accuracy' AND eval_id = '{SAMPLED.eval_id()}'")
+    assert nothing["mean"].null_count() == nothing.height, "a NaN is no score"
+    assert len(build_report(tmp_path / "results.duckdb", "demo", tmp_path / "report").sentences) == 3
