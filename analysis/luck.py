@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.evidence import Evidence
-from analysis.sentences import at, interval
+from analysis.sentences import at, interval, upper
 from analysis.stats import Interval
 from analysis.stats.variance import LUCK
 
@@ -21,7 +21,7 @@ def _share(found: Evidence) -> str:
     if not np.isfinite(share.share):
         return ""
     range_ = f" [{_percent(share.lo)}, {_percent(share.hi)}]" if np.isfinite(share.lo) else ""
-    said = f"{_upper(at(found.point))}, {_percent(share.share)}{range_} of the variance between runs is luck of the seed"
+    said = f"{upper(at(found.point))}, {_percent(share.share)}{range_} of the variance between runs is luck of the seed"
     others = [c for c in found.variance.components if c.name not in LUCK and c.share >= 0.005]
     if others:
         named = ", ".join(f"{c.name} {_percent(c.share)}" for c in sorted(others, key=lambda c: -c.share))
@@ -117,7 +117,3 @@ def _percent(share: float) -> str:
     if 0.995 < share < 1:
         return ">99%"
     return f"{100 * share:.0f}%"
-
-
-def _upper(text: str) -> str:
-    return text[0].upper() + text[1:]

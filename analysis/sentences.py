@@ -56,7 +56,7 @@ def _best(grid: Grid, point: Point) -> str:
     ties = grid.ties
     mean = grid.interval(ties.best, values[ties.best])
     measured = int(np.isfinite(values).any(axis=1).sum())
-    here = _upper(at(point))
+    here = upper(at(point))
     if measured == 1:
         named = f" ({grid.name(ties.best)})" if grid.varied else ""
         return f"{here}, there is one config with results{named}, so nothing to compare: {interval(mean)}, n = {mean.n}."
@@ -138,5 +138,5 @@ def at(point: Point) -> str:
     return f"at step {point}" if point != "last" else "at each run's last step"
 
 
-def _upper(text: str) -> str:
+def upper(text: str) -> str:
     return text[0].upper() + text[1:]

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.figures.style import INK, MUTED, RULE, Drawn, listed, new_figure, save
 from analysis.grid import Grid, Point, groups, most_varied
-from analysis.sentences import at
+from analysis.sentences import at, upper
 from analysis.stats import Floats, finite
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def heatmaps(grid: Grid, point: Point, folder: Path) -> Drawn | None:
         else f"Each cell has {runs} completed runs; x: some runs of the cell diverged or failed and are left out."
     )
     caption = (
-        f"{at(point)[0].upper()}{at(point)[1:]}. Left: mean accuracy; right: sample sd between seeds of one config "
+        f"{upper(at(point))}. Left: mean accuracy; right: sample sd between seeds of one config "
         f"(pooled within a cell). {marks}{averaged}"
     )
     return save(figure, folder, "heatmaps", "Mean and seed spread", caption)

@@ -9,7 +9,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from analysis.stats.basics import ALPHA, Bools, Floats
+from analysis.stats.basics import Bools, Floats, t_quantile
 
 SPLITS = 1_000
 """Divisions of the seeds into two halves: all of them up to 12 seeds, else as many random ones."""
@@ -51,8 +51,6 @@ def winners_curse(grid: Floats, rng: np.random.Generator) -> Curse:
     lucky config also looks steady): that of a single split, whose variance the mean over splits cannot exceed. It
     covers more than it says, 97 to 100% in simulations.
     """
-    from scipy.stats import t
-
     known = np.isfinite(grid)
     rows = np.flatnonzero(known.any(1))
     nan = float("nan")
@@ -72,7 +70,7 @@ def winners_curse(grid: Floats, rng: np.random.Generator) -> Curse:
     corrected = float(reported.mean())
     spread = np.where(known[rows], (grid[rows] - means[:, None]) ** 2, 0.0).sum(1)
     sd = max(spread[at] / (k - 1), spread.sum() / (n - 1).sum()) ** 0.5
-    half = float(t.ppf(1 - ALPHA / 2, k - 1)) * sd / (k // 2) ** 0.5
+    half = t_quantile(k - 1) * sd / (k // 2) ** 0.5
     return Curse(best, selected, selected - corrected, corrected, corrected - half, corrected + half, len(rows), k)
 
 

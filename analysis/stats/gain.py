@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.stats.basics import ALPHA, Floats, Interval, t_interval
+from analysis.stats.basics import ALPHA, Floats, Interval, t_interval, t_quantile
 from analysis.stats.questions import Flips
 
 
@@ -119,12 +119,12 @@ def _correlation(x: Floats, y: Floats) -> tuple[float, float, float]:
 
 def _at_zero(x: Floats, y: Floats) -> Interval:
     """Intercept of the least-squares line of y on x with its t-interval, df = n-2; `sd` is that about the line."""
-    from scipy.stats import linregress, t
+    from scipy.stats import linregress
 
     n, nan = len(x), float("nan")
     if n < 3 or np.ptp(x) == 0:
         return Interval(n, nan, nan, nan, nan)
     line = linregress(x, y)
-    half = float(t.ppf(1 - ALPHA / 2, n - 2)) * float(line.intercept_stderr)
+    half = t_quantile(n - 2) * float(line.intercept_stderr)
     sd = float(((y - line.intercept - line.slope * x) ** 2).sum() / (n - 2)) ** 0.5
     return Interval(n, float(line.intercept), sd, float(line.intercept) - half, float(line.intercept) + half)
