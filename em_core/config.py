@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from em_core.known_methods import KNOWN
+
 Scalar = str | int | float | bool | None
 
 PARAMS = "params."
@@ -39,11 +41,16 @@ class TrainingConfig(Strict):
     )
     model_revision: str | None = Field(None, description="Hub revision (branch, tag or commit); none: the default branch.")
     method: str = Field(
-        "em", description="What is optimized: `em`, `rent`, `noop` (trains nothing), or `external` (by `command`)."
+        "em",
+        description="What is optimized: a method of docs/methods.md (`em`, `grpo`, ...), `noop` (trains nothing), or `external` "
+        "(by `command`).",
     )
     prompt: str = Field(
         min_length=1,
         description="The prompt's text. In a spec: a shipped prompt's name, {text: ...} or {file: ..., column: ..., row: ...}.",
+    )
+    answer: str | None = Field(
+        None, min_length=1, description="Gold answer of the prompt, for rewards that need one; comes with the prompt."
     )
     chat_template: Literal["auto", "none"] = Field(
         "auto",
@@ -53,7 +60,8 @@ class TrainingConfig(Strict):
         "auto",
         description="Compute precision. `auto`: bfloat16 on a GPU that has it, else float32. Master weights are always float32.",
     )
-    num_generations: int = Field(64, ge=1, description="Completions sampled per step (count).")
+    prompts_per_step: int = Field(1, ge=1, description="Prompts that a rollout takes from a set (count).")
+    num_generations: int = Field(64, ge=1, description="Completions sampled per prompt (count).")
     max_completion_length: int = Field(512, ge=1, description="Longest completion (tokens).")
     temperature: float = Field(0.5, gt=0, description="Sampling temperature of the rollout (dimensionless, > 0).")
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling: probability mass kept (0 < p <= 1).")
@@ -69,13 +77,53 @@ class TrainingConfig(Strict):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon (dimensionless).")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by global L2 norm (0: off).")
     max_steps: int = Field(10, ge=0, description="Optimizer updates (count).")
+    loss_type: Literal["dapo", "grpo", "dr_grpo"] = Field(
+        "dapo",
+        description="Mean of token losses: `dapo` over all tokens, `grpo` over each completion's and then over completions, "
+        "`dr_grpo` over max_completion_length tokens of each.",
+    )
+    steps_per_generation: int = Field(1, ge=1, description="Updates on each pass over a rollout, each on an equal share (count).")
+    num_iterations: int = Field(1, ge=1, description="Passes over each rollout (count).")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="By whose standard deviation an advantage is divided: its prompt's completions, all, or none."
+    )
+    epsilon: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio (1 - epsilon .. 1 + epsilon).")
+    epsilon_high: float | None = Field(None, gt=0, description="Upper clip range, where it is another (clip-higher: 0.28).")
     kl_coef: float = Field(0.0, ge=0, description="Weight of the KL divergence to the base model (nats).")
+    entropy_coef: float = Field(
+        0.0, description="Weight of the entropy, which is then rewarded (> 0) or punished (< 0; per nat)."
+    )
+    top_entropy_quantile: float = Field(
+        1.0, gt=0, le=1, description="Only this share of the tokens, those of highest entropy, is trained on (0 < share <= 1)."
+    )
+    clip_cov_ratio: float = Field(2e-4, gt=0, le=1, description="Clip-Cov: share of the tokens that are left out.")
+    clip_cov_low: float = Field(1.0, description="Clip-Cov: only tokens of more covariance than this are left out (nats).")
+    clip_cov_high: float = Field(5.0, description="Clip-Cov: only tokens of less covariance than this are left out (nats).")
+    kl_cov_ratio: float = Field(2e-3, gt=0, le=1, description="KL-Cov: share of the tokens that is held back, by covariance.")
+    kl_cov_coef: float = Field(1.0, ge=0, description="KL-Cov: weight of |log ratio| on those tokens (per nat).")
+    clipped_weight_low: float = Field(0.75, ge=0, description="CE-GPPO: weight of gradients clipped below (beta 1).")
+    clipped_weight_high: float = Field(1.0, ge=0, description="CE-GPPO: weight of gradients clipped above (beta 2).")
+    entropy_ratio_band: float = Field(0.05, gt=0, description="ERC: how far a token's entropy ratio may be from 1.")
+    reward_quantile: float = Field(0.4, ge=0, le=1, description="QAE: quantile of a prompt's rewards that is the baseline.")
+    exploration_alpha: float = Field(0.4, ge=0, description="Reasoning with Exploration: weight of the entropy (per nat).")
+    exploration_kappa: float = Field(2.0, gt=1, description="Reasoning with Exploration: the bonus is at most |A| / kappa.")
     command: str | None = Field(
         None, min_length=1, description="How your own trainer is started (shell words; files are relative to the spec)."
     )
     params: dict[str, Scalar] = Field(
         {}, description="What your own trainer reads besides; in a spec `params.NAME: value` (in its own units)."
     )
+
+    @property
+    def completions(self) -> int:
+        """Completions of a rollout (count)."""
+        return self.prompts_per_step * self.num_generations
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """How many updates follow from each rollout (count); a method that reads neither field makes one."""
+        asked = {"steps_per_generation", "num_iterations"} <= reads(self.method)
+        return self.steps_per_generation * self.num_iterations if asked else 1
 
     @property
     def loads_model(self) -> bool:
@@ -147,7 +195,7 @@ class Batches:
 
 def batches(config: TrainingConfig, execution: Execution, halvings: int) -> Batches:
     """The batches of a process, halved `halvings` times but never below 1: less memory, the same numbers but for rounding."""
-    rollout = config.num_generations // execution.num_processes
+    rollout = config.completions // execution.num_processes
     train = min(execution.per_device_train_batch_size or rollout, rollout)
     return Batches(*(max(1, size >> halvings) for size in (rollout, train, execution.per_device_eval_batch_size)))
 
@@ -157,35 +205,14 @@ def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bo
     return batches(config, execution, halvings + 1) != batches(config, execution, halvings)
 
 
-@dataclass(frozen=True)
-class Method:
-    """What the planner must know of a method without importing torch.
-
-    `version` is part of every id made with it: bump it when a default or the meaning of a field changes.
-    `reads` are the training fields that influence its weights; the others never enter an id.
-    """
-
-    version: int
-    reads: frozenset[str]
-
-
-_ALWAYS = {"model_name_or_path", "model_revision", "method"}
-_IN_THE_KEY = _ALWAYS | {"command"}
+_IN_THE_KEY = {"model_name_or_path", "model_revision", "method", "command"}
 """Fields that an id holds in another form: the method with its version, the rest as the model's key."""
-_ROLLOUT = {
-    "prompt", "chat_template", "dtype", "num_generations", "max_completion_length", "temperature", "top_p", "top_k",
-    "repetition_penalty",
-}  # fmt: skip
-_OPTIMIZER = {
-    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps",
-}  # fmt: skip
 
-METHODS: dict[str, Method] = {
-    "noop": Method(1, frozenset(TrainingConfig.model_fields)),
-    "em": Method(1, frozenset(_ALWAYS | _ROLLOUT | _OPTIMIZER | {"loss_temperature"})),
-    "rent": Method(1, frozenset(_ALWAYS | _ROLLOUT | _OPTIMIZER | {"kl_coef"})),
-    "external": Method(1, frozenset(TrainingConfig.model_fields)),
-}
+
+def reads(method: str) -> frozenset[str]:
+    """The training fields that influence the weights of a run of that method."""
+    known = KNOWN[method].reads
+    return frozenset(TrainingConfig.model_fields) if known is None else known
 
 
 def canonical(value: Scalar) -> Scalar:
@@ -210,14 +237,13 @@ def config_id(config: TrainingConfig, model_key: str) -> str:
     moved folder keeps its runs and another model under the same path does not inherit them. Of a trainer of one's own
     it is the command as the spec writes it (`em_core.models.external_key`).
     """
-    method = METHODS[config.method]
     fields = TrainingConfig.model_fields
     said: dict[str, Any] = {}
-    for name in sorted(method.reads - _IN_THE_KEY):
+    for name in sorted(reads(config.method) - _IN_THE_KEY):
         value = _hashed(getattr(config, name))
         if value != _hashed(fields[name].default):
             said[name] = value
-    return _digest({"method": config.method, "version": method.version, "model": model_key, "training": said})
+    return _digest({"method": config.method, "version": KNOWN[config.method].version, "model": model_key, "training": said})
 
 
 def run_id(config: str, seed: int) -> str:
@@ -236,7 +262,8 @@ class RunRequest:
 
     `evaluations` holds (eval_id, evaluation, steps); steps are optimizer updates, 0 is the base model.
     `checkpoints` is the run's own folder; `step-N` folders below it are normal Hugging Face checkpoints.
-    `halvings` says how often its batches are halved, after so many attempts that ran out of GPU memory.
+    `halvings` says how often its batches are halved, after so many attempts that ran out of GPU memory. `prompts` is the folder
+    of prompt sets.
     """
 
     run_id: str
@@ -249,11 +276,13 @@ class RunRequest:
     keep: Keep
     checkpoints: str
     halvings: int = 0
+    prompts: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return {
             **{k: getattr(self, k) for k in _REQUESTED},
             "halvings": self.halvings,
+            "prompts": self.prompts,
             "config": self.config.model_dump(),
             "evaluations": [[i, e.model_dump(), list(s)] for i, e, s in self.evaluations],
         }
@@ -263,6 +292,7 @@ class RunRequest:
         return cls(
             **{k: d[k] for k in _REQUESTED},
             halvings=d.get("halvings", 0),
+            prompts=d.get("prompts", ""),
             config=TrainingConfig(**d["config"]),
             evaluations=tuple((i, Evaluation(**e), tuple(s)) for i, e, s in d["evaluations"]),
         )

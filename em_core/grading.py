@@ -53,7 +53,23 @@ def extract_sum(text: str) -> str | None:
 
 def has_answer(text: str) -> bool:
     """Whether a text states an answer at all, of whichever kind. A number somewhere in it is not enough."""
-    return stated_answer(text) is not None or extract_sum(text) is not None
+    return stated(text) is not None
+
+
+def stated(text: str) -> str | None:
+    """The answer a text states, of whichever kind; None where it states none."""
+    return extract_sum(text) or stated_answer(text)
+
+
+def is_right(gold: str, text: str) -> bool:
+    """Whether a completion of a training prompt states the gold answer."""
+    answer = stated(text)
+    return answer is not None and same_answer(gold, answer)
+
+
+def same_answer(gold: str, answer: str) -> bool:
+    """Whether two answers are equal by Math-Verify; see `grade_math` for its time limit."""
+    return _equal(gold, answer, threading.current_thread() is threading.main_thread())
 
 
 def grade_sum(gold: str, completion: str) -> bool:
@@ -67,7 +83,7 @@ def grade_math(gold: str, completion: str) -> bool:
     Math-Verify limits its time with SIGALRM, which only the main thread may use; elsewhere it runs without a limit.
     """
     answer = extract_answer(completion)
-    return answer is not None and _equal(gold, answer, threading.current_thread() is threading.main_thread())
+    return answer is not None and same_answer(gold, answer)
 
 
 @lru_cache(maxsize=65536)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from em_core.config import METHODS, Execution, TrainingConfig, batches
+from em_core.config import Execution, TrainingConfig, batches, reads
 from em_core.errors import UserError
 
 MINIATURE = "miniature"
@@ -204,7 +204,7 @@ def memory_estimate(name: str, revision: str | None, config: TrainingConfig, exe
     cached = 2 * layers * (c.get("num_key_value_heads") or heads) * head_dim * width
     # Per token and layer about 16 hidden-sized activations are kept for the backward pass, or 1 with checkpointing.
     kept = layers * hidden * (1 if execution.gradient_checkpointing else 16) * width
-    has_reference = config.kl_coef > 0 and "kl_coef" in METHODS[config.method].reads
+    has_reference = config.kl_coef > 0 and "kl_coef" in reads(config.method)
     logits = scored if shards > 1 else 0  # a sharded model computes them at once
     parts = {
         "weights": 4 * count / shards,

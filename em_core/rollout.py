@@ -48,11 +48,19 @@ class Rollout:
         return Rollout(*(t[rows] for t in (self.tokens, self.prompt_mask, self.mask, self.ended)))
 
     @classmethod
-    def joined(cls, parts: Sequence[Rollout]) -> Rollout:
-        """Completions of equal P and L, one after another."""
+    def joined(cls, parts: Sequence[Rollout], pad: int) -> Rollout:
+        """Completions of equal L, one after another; shorter prompts are padded on the left, with `pad`, to the longest."""
         if len(parts) == 1:
             return parts[0]
+        width = max(p.prompt_mask.shape[1] for p in parts)
+        parts = [p._widened(width - p.prompt_mask.shape[1], pad) for p in parts]
         return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("tokens", "prompt_mask", "mask", "ended")))
+
+    def _widened(self, by: int, pad: int) -> Rollout:
+        tokens, prompt_mask = (
+            torch.nn.functional.pad(t, (by, 0), value=value) for t, value in ((self.tokens, pad), (self.prompt_mask, False))
+        )
+        return Rollout(tokens, prompt_mask, self.mask, self.ended)
 
 
 @dataclass(frozen=True)

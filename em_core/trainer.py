@@ -7,12 +7,11 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -20,15 +19,16 @@ from torch import Tensor
 
 from em_core import resume
 from em_core.checkpoints import Keeper, step_folder
-from em_core.config import METHODS as READS
-from em_core.config import Batches, Execution, Outcome, RunRequest, TrainingConfig, batches
+from em_core.config import Batches, Execution, Outcome, RunRequest, TrainingConfig, batches, reads
 from em_core.errors import UserError
 from em_core.evaluation import Scorer
-from em_core.methods import METHODS, Method
+from em_core.learning import gradient, prepare, prompts_at
+from em_core.methods import METHODS
 from em_core.model import Policy
 from em_core.models import model_key
 from em_core.noise import uniforms
 from em_core.parallel import ALONE, Team
+from em_core.prompts import prompts_of
 from em_core.rollout import Rollout, Sampling
 from em_core.sharding import spread_like, whole
 
@@ -114,13 +114,15 @@ class Trainer:
         stopping: Callable[[], bool],
     ) -> tuple[Any, int, str]:
         config, policy, method = request.config, scorer.policy, METHODS[request.config.method]
-        n, length, save_steps = config.num_generations, config.max_completion_length, self.execution.save_steps
+        n, length, save_steps = config.completions, config.max_completion_length, self.execution.save_steps
         if n % self.team.size:
-            raise UserError(f"num_generations is {n}, which {self.team.size} processes cannot share equally")
-        prompt = policy.encode(config.prompt, config.chat_template)
-        policy.check_length(prompt, length, "the prompt")
+            raise UserError(f"a rollout has {n} completions, which {self.team.size} processes cannot share equally")
+        prompts = prompts_of(config, Path(request.prompts))
+        encoded = [policy.encode(p.text, config.chat_template) for p in prompts]
+        for prompt in (min(encoded, key=len), max(encoded, key=len)):
+            policy.check_length(prompt, length, "the prompt")
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
-        base = policy.reference() if config.kl_coef > 0 and "kl_coef" in READS[config.method].reads else None
+        base = policy.reference() if config.kl_coef > 0 and "kl_coef" in reads(config.method) else None
         optimizer = torch.optim.AdamW(
             list(policy.masters.values()), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True,
@@ -137,17 +139,25 @@ class Trainer:
             self._evaluate(request, scorer, 0, emit, seconds)
         else:
             done = _go_on_from(state, policy, optimizer, keeper, emit)
+        updates, share = config.updates_per_rollout, config.steps_per_generation
         for step in range(done + 1, config.max_steps + 1):
             started = time.perf_counter()
-            draws = uniforms(request.seed, "rollout", step, range(n)[self.team.share(n)], length)
-            parts = [
-                policy.sample([prompt] * len(rows), rows, length, sampling, policy.stop)
-                for rows in np.split(draws, range(size.rollout, len(draws), size.rollout))
-            ]
-            rollout = Rollout.joined(parts)
-            sampled = time.perf_counter()
+            number, update = divmod(step - 1, updates)
+            if update == 0:
+                chosen = prompts_at(number, prompts, config.prompts_per_step, request.seed)
+                asked = [i for i in chosen for _ in range(config.num_generations)]
+                rollout = self._rollout(policy, [encoded[i] for i in asked], sampling, length, size.rollout, request.seed, step)
+                sampled = time.perf_counter()
+                golds = [prompts[i].answer for i in asked]
+                batch, judged = prepare(method, policy, rollout, golds, config, request.seed, step, size.train)
+            else:
+                sampled = started
 
-            values = self._gradient(method, policy, base, rollout, config, size.train)
+            policy.model.train(self.execution.gradient_checkpointing)  # it works in train mode only; there is no dropout
+            part = batch[update % share :: share] if updates > 1 else batch
+            values = gradient(method, policy, base, part, config, size.train, request.seed, self.accelerator.backward) | judged
+            policy.model.eval()
+            self.team.sum_gradients(policy.masters.values())
             limit = config.max_grad_norm or math.inf
             values["grad_norm"] = whole(torch.nn.utils.clip_grad_norm_(policy.masters.values(), limit)).item()
             finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
@@ -168,9 +178,9 @@ class Trainer:
                 keeper.offer(step, accuracies[0] if accuracies else None)
             if not save_steps:
                 keeper.clear()
-            elif step < config.max_steps:
+            elif update == updates - 1 and step < config.max_steps:  # between two rollouts there is nothing else to save
                 stop = self.team.from_main(stopping())
-                if stop or step % save_steps == 0:
+                if stop or step // save_steps > (step - updates) // save_steps:
                     state = self._state(step, policy, optimizer, keeper, records)
                     if self.team.is_main:
                         resume.save(request, state)
@@ -180,30 +190,24 @@ class Trainer:
         keeper.emit(emit)
         return "completed", config.max_steps, ""
 
-    def _gradient(
-        self, method: Method, policy: Policy, base: Policy | None, rollout: Rollout, config: TrainingConfig, size: int
-    ) -> dict[str, float]:
-        """Adds the gradient of the step's loss, a mean over all its tokens whatever the micro-batch `size`; returns metrics."""
-        mine, n = len(rollout.tokens), config.num_generations
-        all_of = self.team.total({"tokens": int(rollout.mask.sum()), "ended": int(rollout.ended.sum())})
-        tokens = int(all_of["tokens"])
-        weights, values = method.weights(policy, rollout, config)
-        values |= {
-            "completion_length": tokens / n,
-            "truncated": 1 - all_of["ended"] / n,
-            "tokens": tokens,
-        }
-        sums: dict[str, float] = {}
-        policy.model.train(self.execution.gradient_checkpointing)  # it works in train mode only; there is no dropout
-        for start in range(0, mine, size):
-            rows = slice(start, start + size)
-            total, parts = method.loss(policy, base, rollout[rows], None if weights is None else weights[rows], config)
-            self.accelerator.backward(total / tokens)
-            for name, part in {"loss": total.detach(), **parts}.items():
-                sums[name] = sums.get(name, 0.0) + part.item()
-        policy.model.eval()
-        self.team.sum_gradients(policy.masters.values())
-        return {name: total / tokens for name, total in self.team.total(sums).items()} | values
+    def _rollout(
+        self,
+        policy: Policy,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        length: int,
+        size: int,
+        seed: int,
+        step: int,
+    ) -> Rollout:
+        """This process's share of one completion per prompt, `size` at once."""
+        mine = self.team.share(len(prompts))
+        draws = uniforms(seed, "rollout", step, range(len(prompts))[mine], length)
+        parts = []
+        for start in range(0, len(draws), size):
+            some = prompts[mine][start : start + size]
+            parts.append(policy.sample(some, draws[start : start + size], length, sampling, policy.stop))
+        return Rollout.joined(parts, policy.pad)
 
     def _measure(self, request: RunRequest, scorer: Scorer, emit: Emit, seconds: dict[str, float]) -> tuple[Any, int, str]:
         """Evaluate each wanted step from the checkpoint that training kept; step 0 is the base model."""

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from em_core.config import METHODS, Evaluation, TrainingConfig, config_id, run_id, steps_within
+from em_core.config import Evaluation, TrainingConfig, config_id, reads, run_id, steps_within
 from em_core.errors import UserError
+from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
 from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
 from sweeps.axes import checked, drawn, values_of
@@ -91,7 +92,8 @@ def _expand(spec: Spec) -> Expansion:
     for arm, fields in points:
         config = _config(spec, fields, find_prompt, find_model)
         config = configs.setdefault(config.config_id, config)
-        _check_shares(config.training, spec.execution.num_processes)
+        _check_shares(spec, config.training)
+        _check_needs(spec, config.training)
         collapsed += (arm, config.config_id) in members
         members[arm, config.config_id] = config
     runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)
@@ -112,13 +114,33 @@ def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], con
         raise SpecError(("seeds", "until", "step"), message)
 
 
-def _check_shares(training: TrainingConfig, processes: int) -> None:
-    """Refuse processes that cannot share a run's work equally, or that would each start a trainer of the user's."""
-    where = ("execution", "num_processes")
+def _check_shares(spec: Spec, training: TrainingConfig) -> None:
+    """Refuse processes and updates that cannot share a rollout equally, and processes that would each start a trainer of the
+    user's."""
+    where, processes, completions = ("execution", "num_processes"), spec.execution.num_processes, training.completions
     if processes > 1 and training.method == "external":
         raise SpecError(where, "a trainer of your own starts its processes itself: leave it at 1")
-    if training.num_generations % processes:
-        raise SpecError(where, f"{training.num_generations} completions cannot be shared equally by {processes} processes")
+    if completions % processes:
+        raise SpecError(where, f"{completions} completions cannot be shared equally by {processes} processes")
+    if training.updates_per_rollout > 1 and completions // processes % training.steps_per_generation:
+        per = " in each process" if processes > 1 else ""
+        message = (
+            f"{completions // processes} completions{per} cannot be shared equally by {training.steps_per_generation} updates"
+        )
+        raise SpecError(_source(spec, "steps_per_generation"), message)
+
+
+def _check_needs(spec: Spec, training: TrainingConfig) -> None:
+    """Refuse what the method cannot do, or would do under another's name."""
+    known, method = KNOWN[training.method], training.method
+    if known.needs_group and training.num_generations == 1:
+        message = f"{method} judges a completion by the others of its prompt: it needs at least 2"
+        raise SpecError(_source(spec, "num_generations"), message)
+    if training.updates_per_rollout == 1 and (known.needs_ratio or (known.reads and training.epsilon_high is not None)):
+        what = "epsilon_high" if training.epsilon_high is not None else "method"
+        said = f"epsilon_high of {method}" if what == "epsilon_high" else method
+        message = f"{said} does nothing with one update per rollout: set `steps_per_generation` or `num_iterations` above 1"
+        raise SpecError(_source(spec, what), message)
 
 
 # -- points -----------------------------------------------------------------------------------------------------
@@ -265,7 +287,7 @@ def _refuse_double(spec: Spec) -> None:
 
 def _refuse_unread(spec: Spec, methods: set[str]) -> None:
     """A field that no method of the spec reads would change nothing: a mistake."""
-    read = frozenset().union(*(METHODS[m].reads for m in methods))
+    read = frozenset().union(*(reads(m) for m in methods))
     sources: list[tuple[Path_, Any]] = [(("base",), spec.base), (("axes",), spec.axes), (("link",), spec.link)]
     sources += [(("zip", i), block) for i, block in enumerate(spec.zip)]
     sources += [(("arms", name), fields) for name, fields in spec.arms.items()]
@@ -283,8 +305,8 @@ def _refuse_unread(spec: Spec, methods: set[str]) -> None:
 def _config(
     spec: Spec, fields: Fields, find_prompt: Callable[[Any], tuple[str, str]], find_model: Callable[[Any], str]
 ) -> Config:
-    reads = METHODS[fields["method"]].reads
-    values = {k: v for k, v in fields.items() if read_by(k, reads)}
+    read = reads(fields["method"])
+    values = {k: v for k, v in fields.items() if read_by(k, read)}
     own = values.get("command") is not None
     for needed in ("command",) if fields["method"] == "external" else () if own else ("model_name_or_path", "prompt"):
         if values.get(needed) is None:

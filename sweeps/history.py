@@ -52,7 +52,7 @@ def trained(root: Path, models: Collection[str]) -> Iterator[Trained]:
 
 def shape(t: TrainingConfig, model: str, execution: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides a run's memory and its time per step: runs of one shape differ in numbers only."""
-    size = (model, t.method, t.num_generations, t.max_completion_length, t.dtype, t.kl_coef > 0)
+    size = (model, t.method, t.completions, t.max_completion_length, t.dtype, t.kl_coef > 0)
     usual = Execution().model_dump() | dict(execution)
     spread = ("per_device_train_batch_size", "gradient_checkpointing", "num_processes", "num_machines")
     return (*size, *(usual.get(name) for name in spread))

@@ -125,7 +125,7 @@ def guessed(config: Config, device: str, evaluations: Sequence[EvaluationSteps] 
 
 def _sampled(t: TrainingConfig) -> float:
     """Tokens that a run's training samples at most."""
-    return float(t.max_steps * t.num_generations * t.max_completion_length)
+    return float(t.max_steps * t.completions * t.max_completion_length)
 
 
 def _work(t: TrainingConfig) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from em_core.config import METHODS, Evaluation, TrainingConfig
+from em_core.config import Evaluation, TrainingConfig, reads
 from em_core.journal import SweepDir, disk_faults
 from em_core.prompts import PROMPTS
 from em_core.tasks import BUILT_IN, EXTERNAL
@@ -112,8 +112,8 @@ def _rule(spec: Spec, c: Config) -> Resources:
 def _fields(c: Config) -> dict[str, Any]:
     """What an arm says to get this config with a single update."""
     usual = {name: f.default for name, f in TrainingConfig.model_fields.items()}
-    reads = METHODS[c.training.method].reads
-    said = {k: v for k, v in c.training.flat().items() if read_by(k, reads) and v != usual.get(k)}
+    read = reads(c.training.method)
+    said = {k: v for k, v in c.training.flat().items() if read_by(k, read) and v != usual.get(k)}
     return said | {"method": c.training.method, "prompt": _prompt(c), "max_steps": 1}
 
 

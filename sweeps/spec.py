@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from em_core.config import METHODS, PARAMS, Execution, Strict, TrainingConfig
+from em_core.config import PARAMS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
+from em_core.known_methods import KNOWN
 from sweeps.complaints import complaint, said_as, unknown
 from sweeps.own import wrong_param
 from sweeps.resources import Resources
@@ -212,8 +213,8 @@ def check_field(name: str, value: Any, path: Path_) -> Any:
         value = FIELD_TYPES[name].validate_python(value)
     except ValidationError as error:
         raise SpecError(path, complaint(error.errors()[0])) from None
-    if name == "method" and value not in METHODS:
-        raise SpecError(path, unknown("method", value, METHODS))
+    if name == "method" and value not in KNOWN:
+        raise SpecError(path, unknown("method", value, KNOWN))
     return value
 
 

@@ -106,7 +106,7 @@ def expected_seconds(
     for config_id, c in configs.items():
         if config_id not in seconds:
             t = c.training
-            shape = (t.method, c.model, t.max_steps, t.num_generations, t.max_completion_length)
+            shape = (t.method, c.model, t.max_steps, t.completions, t.max_completion_length)
             if shape not in guesses:
                 guesses[shape] = price.guessed(c, "gpu" if gpu else "cpu", evaluations)
             guess = guesses[shape]

@@ -12,19 +12,19 @@ from pydantic import Field
 from em_core import config as config_module
 from em_core.config import (
     EVALUATION_VERSION,
-    METHODS,
     Evaluation,
     Execution,
-    Method,
     RunRequest,
     TrainingConfig,
     batches,
     can_halve,
     canonical,
     config_id,
+    reads,
     run_id,
     steps_within,
 )
+from em_core.known_methods import KNOWN, Known
 from em_core.models import model_key
 from em_core.tasks import BUILT_IN
 
@@ -57,8 +57,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.0,
         "max_steps": 20,
     },
+    "em, several prompts": {"prompts_per_step": 2, "loss_type": "grpo"},
     "rent": {"method": "rent"},
     "rent, kl": {"method": "rent", "kl_coef": 1e-3},
+    "grpo": {"method": "grpo", "answer": "24"},
+    "clip_cov": {"method": "clip_cov", "answer": "24", "clip_cov_ratio": 1e-3, "num_iterations": 2},
     "noop": {"method": "noop"},
     "external": {"method": "external", "command": "/anywhere/train.py"},
     "external, params": {"method": "external", "params": {"width": 64, "rate": 1 / 3, "flag": True, "name": "Grüße", "n.m": 2.0}},
@@ -78,16 +81,16 @@ def record() -> dict[str, Any]:
     """Everything that an id rests on."""
     return {
         "methods": {
-            name: {
+            method_name: {
                 "version": method.version,
                 "defaults": {
                     name: f.default
                     for name, f in sorted(TrainingConfig.model_fields.items())
-                    if name in method.reads and not f.is_required()
+                    if name in reads(method_name) and not f.is_required()
                 },
             }
-            for name, method in METHODS.items()
-            if name != "noop"  # reads every field, trains nothing, and may change at will
+            for method_name, method in KNOWN.items()
+            if method_name != "noop"  # reads every field, trains nothing, and may change at will
         },
         "evaluation": {
             "version": EVALUATION_VERSION,
@@ -135,9 +138,9 @@ def test_a_new_field_with_a_default_changes_no_id(monkeypatch: pytest.MonkeyPatc
         new_field: float = Field(0.25, description="Something added next year.")
 
     before = config_id(config(learning_rate=1e-3), KEY)
-    em = METHODS["em"]
+    em = KNOWN["em"]
     monkeypatch.setattr(config_module, "TrainingConfig", Wider)
-    monkeypatch.setitem(METHODS, "em", Method(em.version, em.reads | {"new_field"}))
+    monkeypatch.setitem(KNOWN, "em", Known(em.version, reads("em") | {"new_field"}))
     said = {"model_name_or_path": "example/model", "prompt": "Q:12+7+5=?", "learning_rate": 1e-3}
     assert config_id(Wider(**said), KEY) == before
     assert config_id(Wider(**said, new_field=0.5), KEY) != before
@@ -157,23 +160,23 @@ def test_a_default_that_is_spelled_out_changes_no_id() -> None:
     assert config_id(config(**spelled), KEY) == config_id(config(), KEY)
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m != "noop"])
+@pytest.mark.parametrize("name", [m for m in KNOWN if m != "noop"])
 def test_what_the_method_does_not_read_leaves_its_id(name: str) -> None:
     other = {"loss_temperature": 0.9, "kl_coef": 0.25}
     for field, value in other.items():
         same = config_id(config(method=name, **{field: value}), KEY) == config_id(config(method=name), KEY)
-        assert same == (field not in METHODS[name].reads), field
+        assert same == (field not in reads(name)), field
 
 
-@pytest.mark.parametrize("name", sorted(METHODS["em"].reads - {"model_name_or_path", "model_revision", "method"}))
+@pytest.mark.parametrize("name", sorted(reads("em") - {"model_name_or_path", "model_revision", "method"}))
 def test_every_field_that_is_read_changes_the_id(name: str) -> None:
-    value = CONFIGS["em, everything"].get(name, "Q:2+2=?")
+    value = {**CONFIGS["em, everything"], **CONFIGS["em, several prompts"]}.get(name, "Q:2+2=?")
     assert config_id(config(**{name: value}), KEY) != config_id(config(), KEY)
 
 
 def test_a_version_changes_every_id_of_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
     em, rent = config_id(config(), KEY), config_id(config(method="rent"), KEY)
-    monkeypatch.setitem(METHODS, "em", Method(METHODS["em"].version + 1, METHODS["em"].reads))
+    monkeypatch.setitem(KNOWN, "em", Known(KNOWN["em"].version + 1, reads("em")))
     assert config_id(config(), KEY) != em
     assert config_id(config(method="rent"), KEY) == rent
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from em_core.config import METHODS, Evaluation, Outcome, RunRequest, TrainingConfig, config_id
+from em_core.config import Evaluation, Outcome, RunRequest, TrainingConfig, config_id, reads
 from em_core.errors import UserError
 from em_core.reports import Reports
 from sweeps import price
@@ -120,7 +120,7 @@ def test_what_changes_an_id() -> None:
 
 def test_the_new_fields_leave_every_other_method_alone() -> None:
     own = {"command", "params"}
-    assert not own & (METHODS["em"].reads | METHODS["rent"].reads)
+    assert not own & (reads("em") | reads("rent"))
     em = TrainingConfig(model_name_or_path="m", prompt="p")
     wider = TrainingConfig(model_name_or_path="m", prompt="p", command="x", params={"a": 1})
     assert config_id(em, "hub:m@default") == config_id(wider, "hub:m@default")
