@@ -77,6 +77,19 @@ class TrainingConfig(Strict):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon (dimensionless).")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by global L2 norm (0: off).")
     max_steps: int = Field(10, ge=0, description="Optimizer updates (count).")
+    stop_rule: Literal["none", "entropy_floor", "entropy_slope", "validation_accuracy"] = Field(
+        "none", description="What ends a run before max_steps (docs/methods.md); its weights then stay as they are."
+    )
+    stop_threshold: float = Field(
+        0.0,
+        ge=0,
+        description="Of the stop rule: share of the first update's entropy (0..1), or the least gain of accuracy (0..1).",
+    )
+    stop_patience: int = Field(1, ge=1, description="Of the stop rule: updates that it looks back (count).")
+    stop_task: str | None = Field(
+        None, min_length=1, description="Validation questions of `validation_accuracy`: a built-in task, or a file of questions."
+    )
+    stop_task_key: str | None = Field(None, description="What the stop task is. Set by `expand`.")
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = Field(
         "dapo",
         description="Mean of token losses: `dapo` over all tokens, `grpo` over each completion's and then over completions, "
@@ -96,17 +109,23 @@ class TrainingConfig(Strict):
     top_entropy_quantile: float = Field(
         1.0, gt=0, le=1, description="Only this share of the tokens, those of highest entropy, is trained on (0 < share <= 1)."
     )
-    clip_cov_ratio: float = Field(2e-4, gt=0, le=1, description="Clip-Cov: share of the tokens that are left out.")
+    clip_cov_ratio: float = Field(
+        2e-4, gt=0, le=1, description="Clip-Cov: share of the tokens that are left out (0 < share <= 1)."
+    )
     clip_cov_low: float = Field(1.0, description="Clip-Cov: only tokens of more covariance than this are left out (nats).")
     clip_cov_high: float = Field(5.0, description="Clip-Cov: only tokens of less covariance than this are left out (nats).")
-    kl_cov_ratio: float = Field(2e-3, gt=0, le=1, description="KL-Cov: share of the tokens that is held back, by covariance.")
+    kl_cov_ratio: float = Field(
+        2e-3, gt=0, le=1, description="KL-Cov: share of the tokens that are held back, by covariance (0 < share <= 1)."
+    )
     kl_cov_coef: float = Field(1.0, ge=0, description="KL-Cov: weight of |log ratio| on those tokens (per nat).")
     clipped_weight_low: float = Field(0.75, ge=0, description="CE-GPPO: weight of gradients clipped below (beta 1).")
     clipped_weight_high: float = Field(1.0, ge=0, description="CE-GPPO: weight of gradients clipped above (beta 2).")
-    entropy_ratio_band: float = Field(0.05, gt=0, description="ERC: how far a token's entropy ratio may be from 1.")
-    reward_quantile: float = Field(0.4, ge=0, le=1, description="QAE: quantile of a prompt's rewards that is the baseline.")
+    entropy_ratio_band: float = Field(0.05, gt=0, description="ERC: how far a token's entropy ratio may be from 1 (> 0).")
+    reward_quantile: float = Field(
+        0.4, ge=0, le=1, description="QAE: quantile of a prompt's rewards that is the baseline (0..1)."
+    )
     exploration_alpha: float = Field(0.4, ge=0, description="Reasoning with Exploration: weight of the entropy (per nat).")
-    exploration_kappa: float = Field(2.0, gt=1, description="Reasoning with Exploration: the bonus is at most |A| / kappa.")
+    exploration_kappa: float = Field(2.0, gt=1, description="Reasoning with Exploration: the bonus is at most |A| / kappa (> 1).")
     command: str | None = Field(
         None, min_length=1, description="How your own trainer is started (shell words; files are relative to the spec)."
     )
@@ -205,8 +224,8 @@ def can_halve(config: TrainingConfig, execution: Execution, halvings: int) -> bo
     return batches(config, execution, halvings + 1) != batches(config, execution, halvings)
 
 
-_IN_THE_KEY = {"model_name_or_path", "model_revision", "method", "command"}
-"""Fields that an id holds in another form: the method with its version, the rest as the model's key."""
+_IN_THE_KEY = {"model_name_or_path", "model_revision", "method", "command", "stop_task"}
+"""Fields that an id holds in another form: the method with its version, the task by what it is, the rest as the model's key."""
 
 
 def reads(method: str) -> frozenset[str]:

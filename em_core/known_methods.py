@@ -32,6 +32,7 @@ _ROLLOUT = {
 }  # fmt: skip
 _OPTIMIZER = {
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "loss_type",
+    "stop_rule", "stop_threshold", "stop_patience", "stop_task", "stop_task_key",
 }  # fmt: skip
 _EM = frozenset(_ALWAYS | _ROLLOUT | _OPTIMIZER | {"loss_temperature"})
 _POLICY_GRADIENT = _ALWAYS | _ROLLOUT | _OPTIMIZER | {"kl_coef", "entropy_coef", "steps_per_generation", "num_iterations"}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from em_core.config import TrainingConfig, reads
+from em_core.grading import has_answer
 from em_core.methods import Method
 from em_core.methods.losses import is_clipped
 from em_core.methods.marks import covariance
@@ -23,7 +24,7 @@ from em_core.rollout import Rollout
 SCORED_TOGETHER = 8
 """Completions scored at once before the first update, at most."""
 TOP_SHARES = (0.0002, 0.002, 0.02, 0.2, 0.5)
-"""Shares of the tokens, by covariance, whose mean covariance is recorded (arXiv 2505.22617, table 1)."""
+"""Shares of the tokens, by covariance, whose mean covariance is recorded (arXiv 2505.22617)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def prepare(
         trained = s.entropy >= s.entropy[mask].quantile(1 - config.top_entropy_quantile)
     spread = s.grouped(reward).std(1) if s.group > 1 else s.grouped(reward)[:, 0] * 0
     values = {
+        "unparsable": sum(not has_answer(text) for text in s.texts) / n,
         "reward": reward.mean().item(),
         "reward_std": spread.mean().item(),
         "frac_reward_zero_std": (spread == 0).float().mean().item(),

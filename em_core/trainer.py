@@ -19,9 +19,9 @@ from torch import Tensor
 
 from em_core import resume
 from em_core.checkpoints import Keeper, step_folder
-from em_core.config import Batches, Execution, Outcome, RunRequest, TrainingConfig, batches, reads
+from em_core.config import Batches, Evaluation, Execution, Outcome, RunRequest, TrainingConfig, batches, reads
 from em_core.errors import UserError
-from em_core.evaluation import Scorer
+from em_core.evaluation import Scorer, evaluate
 from em_core.learning import gradient, prepare, prompts_at
 from em_core.methods import METHODS
 from em_core.model import Policy
@@ -31,6 +31,7 @@ from em_core.parallel import ALONE, Team
 from em_core.prompts import prompts_of
 from em_core.rollout import Rollout, Sampling
 from em_core.sharding import spread_like, whole
+from em_core.stopping import VALIDATION, should_stop
 
 Emit = Callable[..., None]
 """`emit(kind, **fields)`, kind `metrics`, `eval` or `checkpoint`; the fields are those of docs/records.md."""
@@ -166,6 +167,8 @@ class Trainer:
                 policy.refresh()
             optimizer.zero_grad(set_to_none=True)
 
+            if config.stop_rule == VALIDATION:
+                values[VALIDATION] = self._validation_accuracy(request, scorer, step)
             values |= {"rollout_seconds": sampled - started, "train_seconds": time.perf_counter() - sampled}
             for name in ("rollout_seconds", "train_seconds"):
                 seconds[name] += values[name]
@@ -176,6 +179,11 @@ class Trainer:
             accuracies = self._evaluate(request, scorer, step, emit, seconds)
             if accuracies or step == config.max_steps:
                 keeper.offer(step, accuracies[0] if accuracies else None)
+            if step < config.max_steps and should_stop(config, [f["values"] for kind, f in records if kind == "metrics"]):
+                accuracies = self._measure_for_good(request, scorer, step, emit, seconds)
+                keeper.offer(config.max_steps, accuracies[0] if accuracies else None)
+                keeper.emit(emit)
+                return "completed", step, f"stopped by {config.stop_rule} at step {step}"
             if not save_steps:
                 keeper.clear()
             elif update == updates - 1 and step < config.max_steps:  # between two rollouts there is nothing else to save
@@ -225,6 +233,25 @@ class Trainer:
         started = time.perf_counter()
         wanted = [(eval_id, evaluation) for eval_id, evaluation, steps in request.evaluations if step in steps]
         accuracies = [scorer.emit(eval_id, evaluation, request.seed, step, emit) for eval_id, evaluation in wanted]
+        seconds["eval_seconds"] += time.perf_counter() - started
+        return accuracies
+
+    def _validation_accuracy(self, request: RunRequest, scorer: Scorer, step: int) -> float:
+        """Greedy accuracy on the stop rule's questions (0..1)."""
+        config = request.config
+        task = Evaluation(task=config.stop_task or "", task_key=config.stop_task_key or "")
+        return evaluate(scorer.policy, task, request.seed, step, scorer.batch_size).accuracy
+
+    def _measure_for_good(
+        self, request: RunRequest, scorer: Scorer, step: int, emit: Emit, seconds: dict[str, float]
+    ) -> list[float]:
+        """What is wanted after `step`, at which the run stopped: measured once, and true of every later step."""
+        started = time.perf_counter()
+        accuracies = []
+        for eval_id, evaluation, steps in request.evaluations:
+            later = [s for s in steps if s > step]
+            if later:
+                accuracies.append(scorer.emit(eval_id, evaluation, request.seed, later[-1], _for_each(later, emit)))
         seconds["eval_seconds"] += time.perf_counter() - started
         return accuracies
 
@@ -282,3 +309,13 @@ def _go_on_from(state: resume.State, policy: Policy, optimizer: torch.optim.Opti
     for kind, fields in state.records:
         emit(kind, **fields)
     return state.step
+
+
+def _for_each(steps: Sequence[int], emit: Emit) -> Emit:
+    """An `emit` that records the same at several steps."""
+
+    def repeated(kind: str, **fields: Any) -> None:
+        for step in steps:
+            emit(kind, **{**fields, "step": step})
+
+    return repeated

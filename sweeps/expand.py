@@ -136,6 +136,9 @@ def _check_needs(spec: Spec, training: TrainingConfig) -> None:
     if known.needs_group and training.num_generations == 1:
         message = f"{method} judges a completion by the others of its prompt: it needs at least 2"
         raise SpecError(_source(spec, "num_generations"), message)
+    if (training.stop_rule == "validation_accuracy") != (training.stop_task is not None):
+        message = "stop_rule validation_accuracy and stop_task go together: set both, or neither"
+        raise SpecError(_source(spec, "stop_rule" if training.stop_task is None else "stop_task"), message)
     if training.updates_per_rollout == 1 and (known.needs_ratio or (known.reads and training.epsilon_high is not None)):
         what = "epsilon_high" if training.epsilon_high is not None else "method"
         said = f"epsilon_high of {method}" if what == "epsilon_high" else method
@@ -316,6 +319,10 @@ def _config(
     if own:
         with _blamed(spec, "command"):
             key, values = trainer_fields(values, spec.document.path.parent)
+    if values.get("stop_task") is not None:
+        with _blamed(spec, "stop_task"):
+            values["stop_task"] = task_name(values["stop_task"], spec.document.path.parent)
+            values["stop_task_key"] = task_key(values["stop_task"])
     with _blamed(spec, "prompt"):
         prompt_name, values["prompt"] = find_prompt(values["prompt"])
     if not own:
@@ -383,7 +390,7 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
 def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:
     """One measurement. With `own` all configs have trainers of their own, which may know tasks that nobody else does."""
     name = task.file if isinstance(task, TaskFile) else task
-    is_file = isinstance(task, TaskFile) or (name not in BUILT_IN and ("/" in name or name.endswith(".jsonl")))
+    is_file = isinstance(task, TaskFile) or _is_file(name)
     if is_file:
         name = str((spec.document.path.parent / Path(name).expanduser()).resolve())
     try:
@@ -401,6 +408,15 @@ def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperat
     except (OSError, ValueError) as error:
         raise SpecError(path, f"task file {name!r} cannot be read: {str(error).splitlines()[0]}") from None
     return evaluation
+
+
+def _is_file(task: str) -> bool:
+    return task not in BUILT_IN and ("/" in task or task.endswith(".jsonl"))
+
+
+def task_name(task: str, folder: Path) -> str:
+    """A built-in task's name, or the absolute path of a file that `folder` holds."""
+    return str((folder / Path(task).expanduser()).resolve()) if _is_file(task) else task
 
 
 def _memo(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -243,11 +243,16 @@ def test_advantages_by_hand() -> None:
 
 @pytest.mark.fast
 def test_a_quantile_as_baseline_by_hand() -> None:
-    """K = .4 of five binary rewards is the second smallest from below: 0 with up to three right ones, 1 with four."""
+    """K = .4 of five binary rewards: 0 with up to three right ones (p <= 1 - K), 1 with four. Of eight: up to four."""
     said = config(scale_rewards="none")
-    for right, want in ((1, [1, 0, 0, 0, 0]), (3, [1, 1, 1, 0, 0]), (4, [0, 0, 0, 0, -1])):
-        reward = torch.tensor([1.0] * right + [0.0] * (5 - right))
-        assert advantages.by_quantile(reward, samples([RIGHT] * 5, 5), said).tolist() == want
+    for n, right, want in (
+        (5, 1, [1, 0, 0, 0, 0]),
+        (5, 3, [1, 1, 1, 0, 0]),
+        (5, 4, [0, 0, 0, 0, -1]),
+        (8, 5, [0] * 5 + [-1] * 3),
+    ):
+        reward = torch.tensor([1.0] * right + [0.0] * (n - right))
+        assert advantages.by_quantile(reward, samples([RIGHT] * n, n), said).tolist() == want
 
 
 @pytest.mark.fast

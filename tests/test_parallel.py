@@ -146,6 +146,21 @@ def test_two_processes_do_what_one_does_also_when_stopped_in_between(tmp_path: P
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "sharded"])
+def test_rewards_advantages_and_marks_see_the_completions_of_all_processes(tmp_path: Path, fsdp: bool) -> None:
+    shares = {"steps_per_generation": 3, "num_iterations": 2, "temperature": 1.2, "num_generations": 6}
+    methods: list[dict[str, Any]] = [
+        {"method": "clip_cov", "clip_cov_low": 0.2, "clip_cov_ratio": 0.05, "top_entropy_quantile": 0.5, **shares},
+        {"method": "empo", "loss_type": "grpo", "prompts_per_step": 2, "num_generations": 3, "scale_rewards": "batch"},
+    ]
+    execution = PAIR.model_copy(update={"fsdp": fsdp, "per_device_train_batch_size": 1})
+    with team(tmp_path, execution) as workers:
+        for i, training in enumerate(methods):
+            workers.tell(wanted(tmp_path / f"many{i}", answer="24", **training).as_json())
+            compare(alone(wanted(tmp_path / f"one{i}", answer="24", **training)), workers.until("run_end"))
+
+
+@pytest.mark.long
 def test_a_killed_process_takes_the_others_with_it_as_if_the_worker_was_killed(tmp_path: Path) -> None:
     for rank in (0, 1):
         workers = Workers(tmp_path, PAIR)

@@ -63,6 +63,22 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_a_run_of_several_updates_per_rollout_is_saved_between_rollouts(trainer: Trainer, tmp_path: Path) -> None:
+    training = {"method": "kl_cov", "answer": "24", "steps_per_generation": 2, "num_iterations": 2, "kl_cov_ratio": 0.1}
+    plain = Records()
+    Trainer(CPU).run(wanted(tmp_path / "a" / "c" / "r", training=training), plain)
+    assert len({r["values"]["reward"] for r in plain.of("metrics")[:4]}) == 1, "four updates of one rollout"
+    assert len({r["values"]["loss"] for r in plain.of("metrics")}) == 7
+    run = wanted(tmp_path / "b" / "c" / "r", training=training)
+    stopped_after(trainer, run, 1)
+    state = trainer.find_state(run)
+    assert state is not None
+    assert state.step == 4
+    last = Records()
+    assert trainer.run(run, last, state).status == "completed"
+    assert last.timeless() == plain.timeless()
+
+
 @pytest.mark.parametrize("training", [{}, {"method": "rent", "kl_coef": 0.1, "dtype": "bfloat16"}], ids=["em", "rent-bf16"])
 def test_a_run_stopped_twice_equals_one_that_was_not(trainer: Trainer, tmp_path: Path, training: dict[str, Any]) -> None:
     plain = Records()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,11 @@ def leave_one_out(reward: Tensor, s: Samples, config: TrainingConfig) -> Tensor:
 
 
 def by_quantile(reward: Tensor, s: Samples, config: TrainingConfig) -> Tensor:
-    """QAE (arXiv 2509.22611): the baseline is the `reward_quantile` of the prompt's rewards, taken from below, instead of
-    their mean. Where a prompt is mostly failed only its right answers count; where it is mostly solved, only the wrong ones."""
+    """QAE (arXiv 2509.22611): the baseline is not the mean of the prompt's rewards but their K-quantile, the smallest one that
+    K of them do not exceed. Of a prompt answered rightly in at most 1 - K only the right answers count, else only the wrong."""
     grouped = s.grouped(reward)
-    baseline = grouped.quantile(config.reward_quantile, dim=1, keepdim=True, interpolation="lower")
+    place = max(1, math.ceil(config.reward_quantile * s.group - 1e-9))
+    baseline = grouped.kthvalue(place, dim=1, keepdim=True).values
     return _scaled((grouped - baseline).flatten(), reward, s, config)
 
 

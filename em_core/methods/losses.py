@@ -36,12 +36,12 @@ def is_clipped(t: Tokens, config: TrainingConfig) -> Tensor:
 
 
 def clip_cov(t: Tokens, config: TrainingConfig) -> Tensor:
-    """Clip-Cov (arXiv 2505.22617, eq. 11): marked tokens have loss 0, the others that of GRPO."""
+    """Clip-Cov (arXiv 2505.22617): marked tokens have loss 0, the others that of GRPO."""
     return clipped(t, config).masked_fill(t.marked, 0.0)
 
 
 def kl_cov(t: Tokens, config: TrainingConfig) -> Tensor:
-    """KL-Cov (arXiv 2505.22617, eq. 13): -A rho without clipping; marked tokens pay `kl_cov_coef` |log rho| besides."""
+    """KL-Cov (arXiv 2505.22617): -A rho without clipping; marked tokens pay `kl_cov_coef` |log rho| besides."""
     return -t.advantage * t.ratio + config.kl_cov_coef * (t.logp - t.old_logp).abs() * t.marked
 
 

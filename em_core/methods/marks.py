@@ -13,7 +13,7 @@ from em_core.config import TrainingConfig
 
 
 def covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
-    """(A_t - mean A)(log pi_t - mean log pi), the means over all tokens (arXiv 2505.22617, eq. 10): (n, L), zero off the mask."""
+    """(A_t - mean A)(log pi_t - mean log pi), the means over all tokens (arXiv 2505.22617): (n, L), zero off the mask."""
     a, p = advantage[mask], logp[mask]
     found = torch.zeros_like(logp)
     found[mask] = (a - a.mean()) * (p - p.mean())
@@ -21,13 +21,13 @@ def covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
 
 
 def clip_cov(cov: Tensor, mask: Tensor, clipped: Tensor, draws: Tensor, config: TrainingConfig) -> Tensor:
-    """max(1, floor(ratio N)) random ones of the tokens with low < cov < high that are not clipped already (eq. 11)."""
+    """max(1, floor(ratio N)) random ones of the tokens with low < cov < high that are not clipped already."""
     free = mask & ~clipped & (cov > config.clip_cov_low) & (cov < config.clip_cov_high)
     return _first(draws.masked_fill(~free, torch.inf), free, config.clip_cov_ratio, mask)
 
 
 def kl_cov(cov: Tensor, mask: Tensor, clipped: Tensor, draws: Tensor, config: TrainingConfig) -> Tensor:
-    """The max(1, floor(ratio N)) tokens of largest covariance (eq. 12)."""
+    """The max(1, floor(ratio N)) tokens of largest covariance."""
     return _first(-cov.masked_fill(~mask, -torch.inf), mask, config.kl_cov_ratio, mask)
 
 
