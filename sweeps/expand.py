@@ -133,6 +133,9 @@ def _check_shares(spec: Spec, training: TrainingConfig) -> None:
 def _check_needs(spec: Spec, training: TrainingConfig) -> None:
     """Refuse what the method cannot do, or would do under another's name."""
     known, method = KNOWN[training.method], training.method
+    if known.needs_answer and training.answer is None and not training.prompt.startswith("set:"):
+        message = f"{method} rewards right answers, and this prompt has none: give its `answer`"
+        raise SpecError(_source(spec, "prompt"), message)
     if known.needs_group and training.num_generations == 1:
         message = f"{method} judges a completion by the others of its prompt: it needs at least 2"
         raise SpecError(_source(spec, "num_generations"), message)

@@ -26,6 +26,7 @@ from sweeps.resources import Resources
 from sweeps.retries import Retries
 from sweeps.seeds import SeedBudget, Seeds, Until
 from sweeps.site import Site
+from sweeps.variants import for_model
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
 M = TypeVar("M", bound=BaseModel)
@@ -86,6 +87,9 @@ class Spec(Strict):
     )
     zip: list[dict[str, Any]] = Field([], description="Blocks of axes of equal length that advance together.")
     link: dict[str, str] = Field({}, description="Training field: the field whose value it takes.")
+    models: dict[str, dict[str, Any]] = Field(
+        {}, description="For other models: a pattern of the name (`*`: any) -> keys of the spec that are different for it."
+    )
     arms: dict[str, dict[str, Any]] = Field({}, description="Named alternatives; lists inside an arm are its own axes.")
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out; each rule must match some.")
     random: Random | None = Field(None, description="Random points beside the grid.")
@@ -152,15 +156,22 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
     """Decode a spec file (or the `text` it had), with `--set KEY=VALUE` overrides and the site's defaults. Raises `UserError`."""
     document = read_document(path, text)
     sets = tuple(sets)
-    data = dict(document.data)
-    overrides: dict[str, Any] = {}
-    keys = []
+    said: dict[str, Any] = {}
     for item in sets:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {item}: write KEY=VALUE")
-        keys.append(key.strip())
-        _override(keys[-1], read_scalar(value), data, overrides)
+        said[key.strip()] = read_scalar(value)
+    base = document.data.get("base")
+    own = base.get("model_name_or_path") if isinstance(base, dict) else None
+    try:
+        data, moved = for_model(document.data, said.get("model_name_or_path", own))
+    except SpecError as mistake:
+        raise document.error(mistake) from None
+    document, keys = replace(document, moved=moved), list(said)
+    overrides: dict[str, Any] = {}
+    for key, value in said.items():
+        _override(key, value, data, overrides)
     document = replace(document, overridden=frozenset((k,) if k.startswith(PARAMS) else tuple(k.split(".", 1)) for k in keys))
     try:
         spec = _validated(Spec, data)

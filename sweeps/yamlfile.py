@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class SpecError(Exception):
 class Document:
     """A YAML mapping: plain Python data, and the tree that still knows its lines.
 
-    `overridden` are the places that the command line set: a mistake there is none of the file's.
+    `overridden` are the places that the command line set: a mistake there is none of the file's. `moved` says where keys of the
+    spec stand that were taken from elsewhere in the document (`sweeps.variants`).
     """
 
     path: Path
@@ -39,15 +40,17 @@ class Document:
     data: dict[str, Any]
     tree: CommentedMap
     overridden: frozenset[Path_] = frozenset()
+    moved: Mapping[str, Path_] = field(default_factory=dict)
 
     def error(self, mistake: SpecError) -> UserError:
         """`file:line: what.is.wrong: message`, or `--set what.is.wrong: message`."""
-        place = ".".join(str(p) for p in mistake.path)
+        path = self.moved.get(str(mistake.path[0]), mistake.path[:1]) + mistake.path[1:] if mistake.path else ()
+        place = ".".join(str(p) for p in path)
         said = f"{place}: {mistake.message}" if place else mistake.message
         said = " ".join(said.split("\n"))  # a key may hold a line end; a mistake stays one line
         if any(mistake.path[: len(o)] == o for o in self.overridden):
             return UserError(f"--set {said}")
-        return UserError(f"{self.path}:{self.line(mistake.path)}: {said}")
+        return UserError(f"{self.path}:{self.line(path)}: {said}")
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line (1-based) of the deepest part of `path` that is in the document."""

@@ -142,6 +142,17 @@ def test_link_follows_axes_arms_base_and_defaults() -> None:
     assert column(small(link, "loss_temperature=0.8"), "loss_temperature") == [0.8]
 
 
+def test_another_model_has_other_keys() -> None:
+    text = (
+        "axes: {temperature: [0.3, 0.7]}\nmodels:\n  'org/*': {base: {prompt: minus}, axes: {top_p: [0.5, 0.6, 0.7]}, seeds: 2}"
+    )
+    here, there = small(text), small(text, "model_name_or_path=org/large", "top_k=7")
+    assert values(here, "temperature", "prompt") == [(0.3, "plus"), (0.7, "plus")]
+    assert values(there, "top_p", "prompt", "max_steps", "top_k") == [(p, "minus", 10, 7) for p in (0.5, 0.6, 0.7)]
+    assert {c.training.model_name_or_path for c in there.configs} == {"org/large"}
+    assert (len(here.runs), len(there.runs)) == (2, 6)
+
+
 def test_arms_have_their_own_axes() -> None:
     e = small(
         "axes: {temperature: [0.3, 0.7]}\narms: {em: {method: em}, rent: {method: rent, kl_coef: [0.0, 0.1, 0.2]}}", seeds="2"

@@ -77,6 +77,39 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         base("lerning_rate: 1"),
         "2: base.lerning_rate: unknown field `lerning_rate`; did you mean `learning_rate`?",
     ),
+    "kl_cov on policy": (
+        base("method: kl_cov"),
+        "2: base.method: kl_cov does nothing with one update per rollout: set `steps_per_generation` or `num_iterations` above 1",
+    ),
+    "clip-higher on policy": (
+        base("method: rent, epsilon_high: 0.28"),
+        "2: base.epsilon_high: epsilon_high of rent does nothing with one update per rollout: set `steps_per_generation` or...",
+    ),
+    "no group": (
+        base("method: rent, num_generations: 1"),
+        "2: base.num_generations: rent judges a completion by the others of its prompt: it needs at least 2",
+    ),
+    "unequal updates": (
+        base("method: rent, num_generations: 8, steps_per_generation: 3"),
+        "2: base.steps_per_generation: 8 completions cannot be shared equally by 3 updates",
+    ),
+    "rule without task": (
+        base("stop_rule: validation_accuracy"),
+        "2: base.stop_rule: stop_rule validation_accuracy and stop_task go together: set both, or neither",
+    ),
+    "stop task": (
+        base("stop_rule: validation_accuracy, stop_task: two_step_sms"),
+        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a jsonl file)",
+    ),
+    "models list": (more("models: [a]"), "8: models: is a mapping: pattern of a model's name -> the keys that are different"),
+    "models key": (
+        more("models: {other: {bse: {}}}"),
+        "8: models.other.bse: unknown key `bse`; did you mean `base`?",
+    ),
+    "models value": (
+        more("models:\n  mini*:\n    axes: {learning_rate: [fast]}"),
+        "10: models.mini*.axes.learning_rate.0: 'fast' is not a number",
+    ),
     "unknown axis": (
         axis("lerning_rate: [1, 2]"),
         "4: axes.lerning_rate: unknown field `lerning_rate`; did you mean `learning_rate`?",
@@ -276,7 +309,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         "8: description: a date, a set or a tag is no value here; text goes into quotes",
     ),
     "undefined alias": (OK + "description: *foo\n", "8: not valid YAML: found undefined alias 'foo'"),
-    "recursion": ("base: &a {x: *a}\nname: t\nseeds: 1\n", "1: base.x: unknown field `x`; known: model_name..."),
+    "recursion": ("base: &a {x: *a}\nname: t\nseeds: 1\n", "1: base.x: unknown field `x`; `emsweep schema` lists what there is"),
     "int key": (OK + "1: 2\n", "8: 1: keys are words; put this one into quotes if it is meant"),
     "date": (
         base("weight_decay: 2020-01-01"),
