@@ -162,10 +162,8 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
         if not equals or not key.strip():
             raise UserError(f"--set {item}: write KEY=VALUE")
         said[key.strip()] = read_scalar(value)
-    base = document.data.get("base")
-    own = base.get("model_name_or_path") if isinstance(base, dict) else None
     try:
-        data, moved = for_model(document.data, said.get("model_name_or_path", own))
+        data, moved = for_model(document.data, said.get("model_name_or_path"))
     except SpecError as mistake:
         raise document.error(mistake) from None
     document, keys = replace(document, moved=moved), list(said)

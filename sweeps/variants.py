@@ -14,11 +14,13 @@ REPLACED = ("base", "axes", "zip", "link", "arms", "exclude", "random", "seeds",
 
 
 def for_model(data: Mapping[str, Any], model: object) -> tuple[dict[str, Any], dict[str, Path_]]:
-    """The document with the keys of the first block of `models` whose pattern fits the model, and where those stand.
+    """The document as it is for that model (None: the one of its `base`), which takes the keys of the first block of `models`
+    whose pattern fits; and where those keys stand.
 
     Raises `SpecError` for a block that could never serve.
     """
-    blocks = data.get("models", {})
+    base, blocks = data.get("base"), data.get("models", {})
+    own = base.get("model_name_or_path") if isinstance(base, dict) else None
     if not isinstance(blocks, dict):
         raise SpecError(("models",), "is a mapping: pattern of a model's name -> the keys that are different")
     for pattern, block in blocks.items():
@@ -28,6 +30,6 @@ def for_model(data: Mapping[str, Any], model: object) -> tuple[dict[str, Any], d
             if key not in REPLACED:
                 raise SpecError(("models", pattern, key), unknown("key", key, REPLACED))
     for pattern, block in blocks.items():
-        if isinstance(model, str) and fnmatchcase(model, pattern):
+        if isinstance(model, str) and model != own and fnmatchcase(model, pattern):
             return {**data, **block}, {key: ("models", pattern, key) for key in block}
     return dict(data), {}

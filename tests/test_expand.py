@@ -151,6 +151,9 @@ def test_another_model_has_other_keys() -> None:
     assert values(there, "top_p", "prompt", "max_steps", "top_k") == [(p, "minus", 10, 7) for p in (0.5, 0.6, 0.7)]
     assert {c.training.model_name_or_path for c in there.configs} == {"org/large"}
     assert (len(here.runs), len(there.runs)) == (2, 6)
+    assert column(small("models: {'*': {seeds: 3}}"), "prompt") == ["plus"], "the spec's own model is no other"
+    with pytest.raises(UserError, match=r"spec.yaml:4: models.\*.axes.top_p.0: 'high' is not a number"):
+        small("models: {'*': {axes: {top_p: [high]}}}", "model_name_or_path=org/large")
 
 
 def test_arms_have_their_own_axes() -> None:

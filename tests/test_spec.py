@@ -106,10 +106,6 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         more("models: {other: {bse: {}}}"),
         "8: models.other.bse: unknown key `bse`; did you mean `base`?",
     ),
-    "models value": (
-        more("models:\n  mini*:\n    axes: {learning_rate: [fast]}"),
-        "10: models.mini*.axes.learning_rate.0: 'fast' is not a number",
-    ),
     "unknown axis": (
         axis("lerning_rate: [1, 2]"),
         "4: axes.lerning_rate: unknown field `lerning_rate`; did you mean `learning_rate`?",
