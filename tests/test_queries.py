@@ -24,7 +24,7 @@ EXAMPLES = re.findall(r"```sql\n(.*?)```", DOCS, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return Sweep(tmp_path_factory.mktemp("demo") / "runs", evaluations=(GREEDY, SAMPLED)).write()
+    return Sweep(tmp_path_factory.mktemp("demo") / "runs", evaluations=(GREEDY, SAMPLED), repeats=2).write()
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
     ]
     assert sql(db, "DESCRIBE cells").height > 20
     assert sql(db, "PIVOT (SELECT status, seed FROM runs) ON status USING count(*)").height == 8
-    assert sql(db, "FROM runs WHERE false").shape == (0, 17)
+    assert sql(db, "FROM runs WHERE false").shape == (0, 18)
 
 
 def test_what_is_not_there_is_named(db: Path, tmp_path: Path) -> None:
