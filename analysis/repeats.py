@@ -61,11 +61,11 @@ def read_repeats(db: Path, grid: Grid) -> Repeats | None:
 def noise_sentence(found: Repeats) -> str:
     """`Hardware noise at step 10: sd 0.000 over 24 runs, ...`: the noise floor, or why there is none."""
     floor, n = found.floor, found.floor.runs
-    rest = [
-        (found.left_out, "repeated runs are left out: they were computed by other hardware, software or settings"),
-        (found.split, "seeds diverged in some repeats and completed in others"),
-    ]
-    noted = "".join(f"; {count:,} {what}" for count, what in rest if count)
+    noted = ""
+    if found.left_out:
+        noted += f"; left out: {found.left_out:,} computed by other hardware, software or settings"
+    if found.split:
+        noted += f"; completed in some repeats and diverged in others: {found.split:,} seed{'s' * (found.split != 1)}"
     if not floor.groups:
         return f"Hardware noise cannot be told: no two completed repeats of a run are comparable{noted}."
     few, most = found.times

@@ -124,7 +124,7 @@ def test_a_config_without_results_has_one_row(tmp_path: Path) -> None:
 
 
 def test_answers_unpack_the_outcomes(db: Path, sweep: Sweep) -> None:
-    run = sweep.runs[-1].run_id
+    run = next(r.run_id for r in reversed(sweep.runs) if not r.repeat)
     found = sql(
         db, f"FROM answers WHERE run_id = '{run}' AND step = 10 AND eval_id = '{GREEDY.eval_id()}' ORDER BY question, sample"
     )
@@ -178,6 +178,7 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
             "job_ends",
             "jobs",
             "metrics",
+            "repeats",
             "runs",
             "scores",
             "sweep_runs",
