@@ -197,6 +197,8 @@ def test_with_repeats_everything_else_stays_as_it_was(tmp_path: Path) -> None:
     without, with_ = (load("demo", db) for db in dbs)
     for name in ("runs", "scores", "cells", "metrics", "answers"):
         assert_frame_equal(getattr(without, name), getattr(with_, name))
+    views = "SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM scores), (SELECT sum(n) FROM cells)"
+    assert sql(dbs[0], views).row(0) == sql(dbs[1], views).row(0)
     assert without.repeats.height == 0
     assert with_.repeats["run_id"].n_unique() == 60
 
