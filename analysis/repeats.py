@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -104,19 +103,20 @@ def _at(rows: pl.DataFrame, point: Point) -> pl.DataFrame:
 
 def _floor(rows: pl.DataFrame) -> NoiseFloor:
     """The noise floor of rows of one step, in order of config, seed and repeat."""
-    groups = [part for _, part in rows.group_by(_SEED, maintain_order=True)]
-    grid = np.full((len(groups), max((g.height for g in groups), default=0)), np.nan)
-    for row, group in zip(grid, groups, strict=True):
-        row[: group.height] = group["accuracy"].to_numpy()
-    return noise_floor(grid, [g["config_id"][0] for g in groups], [_answers(g) for g in groups])
+    groups = rows.group_by(_SEED, maintain_order=True).agg("accuracy", "bits")
+    scores = groups["accuracy"].to_list()
+    grid = np.full((len(scores), max(map(len, scores), default=0)), np.nan)
+    for row, values in zip(grid, scores, strict=True):
+        row[: len(values)] = values
+    return noise_floor(grid, groups["config_id"].to_list(), [_answers(bits) for bits in groups["bits"].to_list()])
 
 
-def _answers(group: pl.DataFrame) -> npt.NDArray[np.uint8] | None:
+def _answers(bits: list[str | None]) -> npt.NDArray[np.uint8] | None:
     """(repeats, answers) of a group; None where not all of them are stored."""
-    bits = group["bits"].to_list()
-    if None in bits or len(Counter(map(len, bits))) != 1:
+    told = [text for text in bits if text is not None]
+    if len(told) < len(bits) or len(set(map(len, told))) != 1:
         return None
-    return np.stack([unpacked(text, 1)[:, 0] for text in bits])
+    return np.stack([unpacked(text, 1)[:, 0] for text in told])
 
 
 def _first_difference(db: Path, sweep: str, compared: pl.DataFrame) -> int | None:

@@ -162,6 +162,6 @@ def find_run(root: Path, run_id: str) -> list[SweepDir]:
     needle = run_id.encode()
     found = [s for s in sweeps_under(root) if needle in s.manifest.read_bytes() and run_id in read_manifest(s).runs]
     if not found:
-        form = "a run is CONFIG_ID-sSEED, a repeat of it CONFIG_ID-sSEED-r1"
+        form = "a run is CONFIG_ID-sSEED or CONFIG_ID-sSEED-rREPEAT"
         raise UserError(f"no sweep under {root} has a run `{run_id}` ({form}; `emsweep sql` lists them)")
     return found

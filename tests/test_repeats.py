@@ -152,7 +152,7 @@ def test_they_can_be_named(tmp_path: Path) -> None:
     assert itself.runs == {f"{run}-r1"}
     with pytest.raises(UserError, match="unknown repeat `3`"):
         choose(root, "plant", ["repeat=3"])
-    with pytest.raises(UserError, match="a repeat of it CONFIG_ID-sSEED-r1"):
+    with pytest.raises(UserError, match="CONFIG_ID-sSEED-rREPEAT"):
         choose(root, f"{run}-r7")
 
 
