@@ -74,5 +74,5 @@ RATIOS = {"max_over_min", "ratio", "common_ratio", "mean_rank", "cv"}
 SCORES = {
     *MEASURED, "compared", "median", "iqm", "sd_lo", "sd_hi", "difference", "share", "p", "p_holm", "p_best", "collapse_rate",
     "collapse_lo", "collapse_hi", "selected", "mean_a", "mean_b", "superiority",
-    "runs", "configs", "configs_lo", "configs_hi",
+    "runs", "configs", "configs_lo", "configs_hi", "largest", "flipped", "seed_sd", "share_lo", "share_hi",
 }  # fmt: skip

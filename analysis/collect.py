@@ -189,7 +189,7 @@ def _store_manifests(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> 
     strings = dict.fromkeys(("sweep", "run_id", "config_id", "arm", "stage", "why", "exclude_reason"), pl.String)
     _run(
         con,
-        {**strings, "seed": pl.Int64, "excluded": pl.Boolean, "forgiven": pl.Int64, "t": pl.Float64},
+        {**strings, "seed": pl.Int64, "repeat": pl.Int64, "excluded": pl.Boolean, "forgiven": pl.Int64, "t": pl.Float64},
         found.sweep_runs,
         "DELETE FROM sweep_runs",
         f"INSERT INTO sweep_runs BY NAME SELECT * EXCLUDE (t), {_time('t')} AS added FROM frame",

@@ -22,6 +22,7 @@ import polars as pl
 from analysis.confirmed import confirmed
 from analysis.grid import Grid, Point, read_grid
 from analysis.queries import sql, unpacked
+from analysis.repeats import Repeats, read_repeats
 from analysis.stats import Floats, finite
 from analysis.stats.compare import against
 from analysis.stats.curse import Curse, winners_curse
@@ -43,7 +44,8 @@ class Evidence:
     """`point` is the step where configs are compared; `values` their scores there, (configs, seeds).
 
     `best_runs` and `best_configs`: what trying k single runs, or k configs with all their seeds, shows at best.
-    `steps` has the score's variance with the training step as a factor (None: one step only).
+    `steps` has the score's variance with the training step as a factor (None: one step only). `repeats` of the same seeds
+    (None: there are none) are in nothing else.
     """
 
     grid: Grid
@@ -60,6 +62,7 @@ class Evidence:
     dependence: Dependence
     readings: WithAndWithout
     confirmed: pl.DataFrame
+    repeats: Repeats | None
 
     def tables(self) -> dict[str, pl.DataFrame]:
         """Every table of the report by name; floats that are not defined are null."""
@@ -78,6 +81,7 @@ class Evidence:
             "missing": self._missing(),
             "missing_counted": self._readings(),
             "confirmed": self._confirmed(),
+            "noise_floor": self.repeats.table if self.repeats else pl.DataFrame(),
         }
         return {name: t.with_columns(pl.selectors.float().fill_nan(None)) for name, t in found.items() if t.height}
 
@@ -202,6 +206,7 @@ def weigh_grid(db: Path, grid: Grid) -> Evidence | None:
         depends_on_config(lost, ended, rng),
         with_and_without(values, grid.lost, float(base.mean()) if len(base) else float("nan")),
         confirmed(_scores_at(db, grid, point), grid.evaluation["eval_id"], point),
+        read_repeats(db, grid),
     )
 
 
@@ -219,7 +224,8 @@ def _decoding(db: Path, grid: Grid, point: Point) -> Floats | None:
         return None
     samples = evaluation["num_samples"]
     query = "SELECT r.config_id, r.seed, e.outcomes::VARCHAR AS bits FROM evals AS e JOIN runs AS r ON r.run_id = e.run_id "
-    rows = sql(db, query + f"WHERE e.eval_id = '{evaluation['eval_id']}' AND e.step = {point} AND e.outcomes IS NOT NULL")
+    where = f"WHERE e.eval_id = '{evaluation['eval_id']}' AND e.step = {point} AND e.outcomes IS NOT NULL AND r.repeat = 0"
+    rows = sql(db, query + where)
     row_of = {c: i for i, c in enumerate(grid.configs["config_id"])}
     column_of = {s: i for i, s in enumerate(grid.seeds)}
     found = np.full((grid.configs.height, len(grid.seeds)), np.nan)

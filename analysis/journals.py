@@ -63,7 +63,7 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
                 case "evaluation":
                     evaluations[r["eval_id"]] = _evaluation_row(r)
                 case "run":
-                    runs.setdefault((r["run_id"], r.get("arm")), {"sweep": sweep.sweep, **r})
+                    runs.setdefault((r["run_id"], r.get("arm")), {"sweep": sweep.sweep, "repeat": 0, **r})
                 case "exclude" | "include":
                     excluded = r["kind"] == "exclude"
                     marks[r["run_id"]] |= {"excluded": excluded, "exclude_reason": r.get("reason") if excluded else None}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.evidence import Evidence
-from analysis.sentences import at, interval, upper
+from analysis.repeats import noise_sentence
+from analysis.sentences import at, interval, percent, upper
 from analysis.stats import Interval
 from analysis.stats.variance import LUCK
 
 
 def luck(found: Evidence) -> list[str]:
     """One sentence per question that the sweep can answer."""
-    told = (_share(found), _ranking(found), _headline(found), _seeds(found), _missing(found))
+    told = (_share(found), _ranking(found), _headline(found), _seeds(found), _missing(found), _hardware(found))
     return [sentence for sentence in told if sentence]
 
 
@@ -20,11 +21,11 @@ def _share(found: Evidence) -> str:
     share = found.variance.luck
     if not np.isfinite(share.share):
         return ""
-    range_ = f" [{_percent(share.lo)}, {_percent(share.hi)}]" if np.isfinite(share.lo) else ""
-    said = f"{upper(at(found.point))}, {_percent(share.share)}{range_} of the variance between runs is luck of the seed"
+    range_ = f" [{percent(share.lo)}, {percent(share.hi)}]" if np.isfinite(share.lo) else ""
+    said = f"{upper(at(found.point))}, {percent(share.share)}{range_} of the variance between runs is luck of the seed"
     others = [c for c in found.variance.components if c.name not in LUCK and c.share >= 0.005]
     if others:
-        named = ", ".join(f"{c.name} {_percent(c.share)}" for c in sorted(others, key=lambda c: -c.share))
+        named = ", ".join(f"{c.name} {percent(c.share)}" for c in sorted(others, key=lambda c: -c.share))
         said += f"; the rest: {named}"
     return said + "."
 
@@ -37,7 +38,7 @@ def _ranking(found: Evidence) -> str:
     word = "nearly the same" if tau > 0.9 else "similar" if tau > 0.7 else "partly similar" if tau > 0.4 else "hardly related"
     return (
         f"Two halves of the seeds ({half} each) give {word} rankings (Kendall's tau-b {tau:.2f}); were the seeds drawn again, "
-        f"the config that is best now would be best in {_percent(float(found.ranks.p_best[best]))} of the cases."
+        f"the config that is best now would be best in {percent(float(found.ranks.p_best[best]))} of the cases."
     )
 
 
@@ -106,14 +107,9 @@ def _missing(found: Evidence) -> str:
     return said + "."
 
 
+def _hardware(found: Evidence) -> str:
+    return noise_sentence(found.repeats) if found.repeats else ""
+
+
 def _number(x: float | None) -> float:
     return float("nan") if x is None else x
-
-
-def _percent(share: float) -> str:
-    """`12%`; `<1%` where it rounds to none but is some, `>99%` alike."""
-    if 0 < share < 0.005:
-        return "<1%"
-    if 0.995 < share < 1:
-        return ">99%"
-    return f"{100 * share:.0f}%"

@@ -92,11 +92,11 @@ class Frames:
 
     @cached_property
     def runs(self) -> pl.DataFrame:
-        """One row per run and arm, with its config's columns and its state."""
+        """One row per run and arm, with its config's columns and its state; without repeats."""
         return self._read(
             "SELECT m.arm, m.stage, m.excluded, r.*, c.* EXCLUDE (config_id) FROM sweep_runs AS m "
             "JOIN runs AS r ON r.run_id = m.run_id JOIN configs AS c ON c.config_id = m.config_id "
-            "WHERE m.sweep = $sweep ORDER BY r.config_id, m.arm, r.seed"
+            "WHERE m.sweep = $sweep AND m.repeat = 0 ORDER BY r.config_id, m.arm, r.seed"
         )
 
     @cached_property
@@ -111,7 +111,7 @@ class Frames:
 
     @cached_property
     def metrics(self) -> pl.DataFrame:
-        """Training metrics: run_id, step, name, value."""
+        """Training metrics: run_id, step, name, value; without repeats."""
         return self._read(f"FROM metrics WHERE run_id IN ({self._RUNS}) ORDER BY name, run_id, step")
 
     @cached_property
@@ -119,7 +119,12 @@ class Frames:
         """One row per sampled answer: run_id, step, eval_id, question, sample, correct."""
         return self._read(f"FROM answers WHERE run_id IN ({self._RUNS}) ORDER BY run_id, eval_id, step, question, sample")
 
-    _RUNS = "SELECT run_id FROM sweep_runs WHERE sweep = $sweep"
+    @cached_property
+    def repeats(self) -> pl.DataFrame:
+        """One row per run, step and evaluation of the seeds that were run more than once: the hardware's noise."""
+        return self._read("FROM repeats WHERE sweep = $sweep ORDER BY config_id, seed, repeat, eval_id, step")
+
+    _RUNS = "SELECT run_id FROM sweep_runs WHERE sweep = $sweep AND repeat = 0"
 
     def _read(self, query: str) -> pl.DataFrame:
         with connect(self.db) as con:

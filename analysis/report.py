@@ -131,6 +131,13 @@ ABOUT = {
         "Lost runs",
         "Configs of which runs diverged or failed; share: of the runs that ended, with Wilson's 95% interval.",
     ),
+    "noise_floor": (
+        "Noise of the hardware",
+        "Runs repeated with the same config and seed, by step: what differs is nothing but what computed them. sd between the "
+        "repeats of a seed, pooled, with its 95% chi-square interval; largest: the furthest that two repeats lie apart; flipped: "
+        "the share of answers in which two repeats differ; share: of the variance between runs of different seeds (seed_sd, "
+        "squared). Nothing else in this report counts repeats.",
+    ),
     "missing_counted": (
         "What if lost runs counted?",
         "The best config when lost runs are left out, as everywhere else in this report, or count as the base model or as the "

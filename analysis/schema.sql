@@ -18,6 +18,7 @@ CREATE TABLE sweep_runs (     -- one row per sweep, run and arm
     run_id         VARCHAR NOT NULL,
     config_id      VARCHAR NOT NULL,
     seed           BIGINT NOT NULL,
+    repeat         BIGINT NOT NULL, -- above 0: the run of this seed done again. Views but `repeats` are of repeat 0 alone
     arm            VARCHAR,
     stage          VARCHAR,   -- explore | confirm
     why            VARCHAR,
@@ -105,6 +106,7 @@ CREATE TABLE runs (           -- one row per run, however many sweeps hold it
     run_id     VARCHAR NOT NULL,
     config_id  VARCHAR NOT NULL,
     seed       BIGINT NOT NULL,
+    repeat     BIGINT NOT NULL,
     status     VARCHAR NOT NULL,
     attempts   BIGINT NOT NULL,
     failures   BIGINT NOT NULL,
@@ -196,7 +198,8 @@ JOIN runs AS r ON r.run_id = m.run_id
 JOIN configs AS c ON c.config_id = m.config_id
 JOIN evals AS e ON e.run_id = m.run_id
 LEFT JOIN (SELECT sweep, x.eval_id, x.temperature FROM sweeps, UNNEST(evaluations) AS u(x)) AS v
-    ON v.sweep = m.sweep AND v.eval_id = e.eval_id;
+    ON v.sweep = m.sweep AND v.eval_id = e.eval_id
+WHERE m.repeat = 0;
 
 CREATE VIEW cells AS
 WITH planned AS (
@@ -206,7 +209,7 @@ WITH planned AS (
         count(*) FILTER (WHERE r.status = 'diverged') AS n_diverged,
         count(*) FILTER (WHERE r.status = 'failed') AS n_failed
     FROM sweep_runs AS m JOIN runs AS r ON r.run_id = m.run_id
-    WHERE NOT m.excluded
+    WHERE NOT m.excluded AND m.repeat = 0
     GROUP BY ALL
 ),
 measured AS (
@@ -231,7 +234,7 @@ summary AS (
     FROM measured AS x
     JOIN sweep_runs AS m ON m.run_id = x.run_id
     JOIN runs AS r ON r.run_id = x.run_id
-    WHERE NOT m.excluded AND r.status = 'completed' AND x.value IS NOT NULL
+    WHERE NOT m.excluded AND m.repeat = 0 AND r.status = 'completed' AND x.value IS NOT NULL
     GROUP BY ALL
 )
 SELECT p.sweep, p.arm, p.config_id, p.stage, s.step, s.eval_id, s.metric,
@@ -250,7 +253,37 @@ SELECT r.run_id, r.config_id, r.seed, r.status, e.step, e.eval_id, e.task,
     get_bit(e.outcomes, CAST(i AS INTEGER)) = 1 AS correct
 FROM evals AS e
 JOIN runs AS r ON r.run_id = e.run_id,
-UNNEST(range(bit_length(e.outcomes))) AS u(i);
+UNNEST(range(bit_length(e.outcomes))) AS u(i)
+WHERE r.repeat = 0;
+
+-- Runs of one config and seed differ by nothing but what computed them: `conditions` says what that was.
+CREATE VIEW repeats AS
+WITH repeated AS (
+    SELECT DISTINCT sweep, run_id, config_id, seed, repeat, excluded
+    FROM sweep_runs SEMI JOIN (SELECT sweep, config_id, seed FROM sweep_runs WHERE repeat > 0) AS again
+        USING (sweep, config_id, seed)
+),
+located AS (
+    SELECT a.*, j.code, j.packages['torch'] AS torch, nullif(a.dtype, a.device) AS precision,
+        CASE WHEN a.device IN ('external', 'none') THEN coalesce(j.gpu, 'CPU')
+            WHEN a.device = 'cpu' THEN 'CPU' ELSE a.device END AS hardware
+    FROM attempts AS a JOIN jobs AS j ON j.sweep = a.sweep AND j.job = a.job AND j."try" = a."try"
+),
+computed AS (
+    SELECT sweep, attempt_id, hardware, concat_ws(', ', hardware, precision, threads || ' threads', 'torch ' || torch,
+        'code ' || code, 'trainer ' || trainer,
+        'begun on ' || CASE WHEN resumed_step > 0 AND resumed_device <> device THEN resumed_device END) AS conditions
+    FROM located
+)
+SELECT m.sweep, m.run_id, m.config_id, m.seed, m.repeat, m.excluded, r.status,
+    e.step, e.eval_id, e.task, e.n_questions, e.num_samples, e.accuracy, e.completion_length, e.truncated, e.outcomes,
+    t.hardware, r.node,
+    concat_ws('; measured on ', t.conditions, CASE WHEN x.conditions <> t.conditions THEN x.conditions END) AS conditions
+FROM repeated AS m
+JOIN runs AS r ON r.run_id = m.run_id
+LEFT JOIN computed AS t ON t.sweep = r.sweep AND t.attempt_id = r.attempt_id
+LEFT JOIN evals AS e ON e.run_id = m.run_id
+LEFT JOIN computed AS x ON x.sweep = e.sweep AND x.attempt_id = e.attempt_id;
 
 -- What the collector has read; not part of the results.
 CREATE SCHEMA collector;

@@ -134,6 +134,15 @@ def interval(x: Interval) -> str:
     return f"{x.mean:.3f} [{x.lo:.3f}, {x.hi:.3f}]"
 
 
+def percent(share: float) -> str:
+    """`12%`; `<1%` where it rounds to none but is some, `>99%` alike."""
+    if 0 < share < 0.005:
+        return "<1%"
+    if 0.995 < share < 1:
+        return ">99%"
+    return f"{100 * share:.0f}%"
+
+
 def at(point: Point) -> str:
     return f"at step {point}" if point != "last" else "at each run's last step"
 

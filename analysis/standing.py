@@ -36,7 +36,8 @@ FROM told
 _RUNS = f"""
 INSERT INTO runs BY NAME
 WITH wanted AS (
-    SELECT run_id, any_value(config_id) AS config_id, any_value(seed) AS seed, max(forgiven) AS forgiven
+    SELECT run_id, any_value(config_id) AS config_id, any_value(seed) AS seed, any_value(repeat) AS repeat,
+        max(forgiven) AS forgiven
     FROM sweep_runs GROUP BY run_id
 ),
 counted AS (
@@ -67,7 +68,7 @@ deciding AS (
     UNION ALL BY NAME
     SELECT * FROM winners
 )
-SELECT s.run_id, s.config_id, s.seed, s.status, s.attempts, s.failures,
+SELECT s.run_id, s.config_id, s.seed, s.repeat, s.status, s.attempts, s.failures,
     d.attempt_id, d.sweep, d.cause, d.message, j.node, j.gpu, j."commit", d.started, d.ended, d.seconds, d.steps
 FROM stated AS s
 LEFT JOIN deciding AS d ON d.run_id = s.run_id

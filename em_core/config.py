@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -265,9 +266,13 @@ def config_id(config: TrainingConfig, model_key: str) -> str:
     return _digest({"method": config.method, "version": KNOWN[config.method].version, "model": model_key, "training": said})
 
 
-def run_id(config: str, seed: int) -> str:
-    """`<config_id>-s<seed>`: a run's name, unique under one root."""
-    return f"{config}-s{seed}"
+RUN_ID = re.compile(r"[0-9a-f]{12}-s[0-9]+(-r[1-9][0-9]*)?")
+"""What the name of a run looks like."""
+
+
+def run_id(config: str, seed: int, repeat: int = 0) -> str:
+    """`<config_id>-s<seed>`: a run's name, unique under one root. A repeat is the same run done again: `...-r<repeat>`."""
+    return f"{config}-s{seed}-r{repeat}" if repeat else f"{config}-s{seed}"
 
 
 def _digest(payload: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_core.config import RUN_ID
 from em_core.errors import UserError
 from em_core.journal import SweepDir, sweeps_under
 from sweeps.complaints import said_as, unknown
@@ -44,7 +45,7 @@ def _named(root: Path, target: str) -> list[Chosen]:
     if target and "/" not in target and sweep.manifest.is_file():
         manifest = read_manifest(sweep)
         return [Chosen(sweep, manifest, set(manifest.runs))]
-    if "-s" in target and target.rsplit("-s", 1)[1].isdigit() and len(target.split("-s")[0]) == 12:
+    if RUN_ID.fullmatch(target):
         return [Chosen(s, read_manifest(s), {target}) for s in find_run(root, target)]
     found = []
     for other in sweeps_under(root):
@@ -74,6 +75,7 @@ def _rule(where: Sequence[str], manifests: Iterable[Manifest]) -> dict[str, list
         "arm": {arm for m in manifests for r in m.runs.values() for arm in r.arms if arm is not None},
         "prompt": {c.prompt_name for m in manifests for c in m.configs.values()},
         "seed": {r.seed for m in manifests for r in m.runs.values()},
+        "repeat": {r.repeat for m in manifests for r in m.runs.values()},
     }
     for name, values in rule.items():
         for value in values:
@@ -96,5 +98,5 @@ def _check(name: str, value: Any) -> None:
 
 def _fits(manifest: Manifest, run: Run, rule: Mapping[str, list[Any]]) -> bool:
     config = manifest.configs[run.config_id]
-    fields = {**config.training.model_dump(), "prompt": config.prompt_name, "seed": run.seed}
+    fields = {**config.training.model_dump(), "prompt": config.prompt_name, "seed": run.seed, "repeat": run.repeat}
     return any(matches(rule, {**fields, "arm": arm}) for arm in run.arms or [None])

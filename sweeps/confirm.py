@@ -50,7 +50,8 @@ def chosen(manifest: Manifest, view: View, top: int, ranked: Sequence[str]) -> l
     before = list(dict.fromkeys(r.config_id for r in manifest.runs.values() if r.stage == CONFIRM))
     if len(before) >= top:
         return before[:top]
-    waiting = sum(view.states[r.run_id] in UNFINISHED for r in manifest.runs.values() if r.stage == EXPLORE)
+    explored = [r.run_id for r in manifest.runs.values() if r.stage == EXPLORE and not r.repeat]
+    waiting = sum(view.states[r] in UNFINISHED for r in explored)
     if waiting:
         raise UserError(f"{waiting:,} of this sweep's runs are not done yet: the best is chosen when all are (`emsweep run`)")
     more = [c for c in ranked if c not in before]

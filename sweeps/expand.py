@@ -24,7 +24,7 @@ from sweeps.complaints import said_as, unknown
 from sweeps.own import gathered, is_field, read_by, trainer_fields
 from sweeps.prompts import resolve_prompt
 from sweeps.seeds import MAX_RUNS, SeedBudget, first_seeds
-from sweeps.spec import EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
+from sweeps.spec import COUNTS, EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
@@ -43,12 +43,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A run that the spec asks for; the same run may be wanted by two arms."""
+    """A run that the spec asks for; the same run may be wanted by two arms. `repeat` counts equal runs of a seed from 0."""
 
     run_id: str
     config: Config
     seed: int
     arm: str | None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def _expand(spec: Spec) -> Expansion:
     seeds = first_seeds(spec.seeds)
     budget = spec.seeds if isinstance(spec.seeds, SeedBudget) else None
     _refuse_double(spec)
-    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec, budget.max if budget else len(seeds))]
+    most = (budget.max if budget else len(seeds)) + len(seeds) * (spec.repeats - 1)
+    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec, most)]
     points = _excluded(spec, points)
     if not points:
         raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
@@ -96,7 +98,9 @@ def _expand(spec: Spec) -> Expansion:
         _check_needs(spec, config.training)
         collapsed += (arm, config.config_id) in members
         members[arm, config.config_id] = config
-    runs = tuple(Wanted(run_id(c.config_id, seed), c, seed, arm) for (arm, _), c in members.items() for seed in seeds)
+    # Repeats of a run stand together, so that they come to the same job, and so to the same kind of machine.
+    again = [(seed, repeat) for seed in seeds for repeat in range(spec.repeats)]
+    runs = tuple(Wanted(run_id(c.config_id, s, r), c, s, arm, r) for (arm, _), c in members.items() for s, r in again)
     evaluations = _evaluations(spec, list(configs.values()))
     if budget:
         _check_until(budget, evaluations, list(configs.values()))
@@ -152,8 +156,8 @@ def _check_needs(spec: Spec, training: TrainingConfig) -> None:
 # -- points -----------------------------------------------------------------------------------------------------
 
 
-def _points(spec: Spec, seeds: int) -> Iterator[tuple[str | None, Fields]]:
-    """(arm, field values) of every point, before links and defaults."""
+def _points(spec: Spec, times: int) -> Iterator[tuple[str | None, Fields]]:
+    """(arm, field values) of every point, before links and defaults. `times`: the most runs that each may have."""
     fixed = spec.overrides
     base = {k: checked(k, v, ("base", k)) for k, v in spec.base.items()} | fixed
     axes = [_axis(name, raw, ("axes", name)) for name, raw in spec.axes.items() if name not in fixed]
@@ -161,7 +165,7 @@ def _points(spec: Spec, seeds: int) -> Iterator[tuple[str | None, Fields]]:
     blocks = [[{k: v for k, v in row.items() if k not in fixed} for row in rows] for rows in blocks]
     outer = _with_random(axes + blocks, spec.random, set(fixed))
     arms = _arms(spec)
-    runs = seeds * sum(math.prod(map(len, (*outer, *inner))) for _, inner in arms)
+    runs = times * sum(math.prod(map(len, (*outer, *inner))) for _, inner in arms)
     if runs > MAX_RUNS:
         raise SpecError(("axes",), f"the spec expands to {runs:,} runs; the limit is {MAX_RUNS:,}")
     for arm, inner in arms:
@@ -299,7 +303,7 @@ def _refuse_unread(spec: Spec, methods: set[str]) -> None:
     sources += [(("arms", name), fields) for name, fields in spec.arms.items()]
     if spec.random:
         sources.append((("random", "fields"), spec.random.fields))
-    sources.append(((), [name for name in spec.overrides if name != "seeds"]))
+    sources.append(((), [name for name in spec.overrides if name not in COUNTS]))
     for path, names in sources:
         for name in names:
             if not is_field(name):

@@ -49,7 +49,8 @@ def look(budget: SeedBudget, manifest: Manifest, view: View, sweep: SweepDir) ->
     """Judge every config of the spec. Raises `Fault` where the metric is one that no run tells."""
     groups: dict[str, list[Run]] = {}
     for run in manifest.runs.values():
-        if run.stage == EXPLORE and run.seed < budget.max and manifest.excluded.get(run.run_id) != LEFT_THE_SPEC:
+        replicate = run.stage == EXPLORE and not run.repeat  # a repeat says nothing of what another seed would do
+        if replicate and run.seed < budget.max and manifest.excluded.get(run.run_id) != LEFT_THE_SPEC:
             groups.setdefault(run.config_id, []).append(run)
     ready = {c for c, runs in groups.items() if all(view.states[r.run_id] in FINAL for r in runs)}
     completed = {

@@ -25,7 +25,10 @@ EXPLORE = "explore"
 
 @dataclass
 class Run:
-    """A run that some batch asked for. `arms` are all arms that want it (None: outside any arm); `stage` as in the records."""
+    """A run that some batch asked for. `arms` are all arms that want it (None: outside any arm); `stage` as in the records.
+
+    A `repeat` above 0 is the run of that seed done again: it tells the hardware's noise and is no replicate.
+    """
 
     run_id: str
     config_id: str
@@ -33,6 +36,7 @@ class Run:
     why: str
     stage: str
     arms: list[str | None]
+    repeat: int = 0
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Manifest:
             case "evaluation":
                 self.evaluations[r["eval_id"]] = Evaluation(**r["evaluation"])
             case "run":
-                new = Run(r["run_id"], r["config_id"], r["seed"], r["why"], r["stage"], [])
+                new = Run(r["run_id"], r["config_id"], r["seed"], r["why"], r["stage"], [], r.get("repeat", 0))
                 run = self.runs.setdefault(r["run_id"], new)
                 run.arms.append(r["arm"])
             case "exclude":
@@ -108,7 +112,7 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
     known = {(r.run_id, arm) for r in before.runs.values() for arm in r.arms}
     for w in expansion.runs:
         if (w.run_id, w.arm) not in known:
-            who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "arm": w.arm}
+            who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "repeat": w.repeat, "arm": w.arm}
             batch.append(("run", {**who, "stage": CONFIRM if why == CONFIRM else EXPLORE, "why": why, "t": now}))
     if why == "spec":
         asked = asked_by(before, expansion)
@@ -122,12 +126,13 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
 
 
 def asked_by(manifest: Manifest, expansion: Expansion) -> set[str]:
-    """The runs that an expansion asks for. A seed budget asks for all seeds below its `max` that its configs have got."""
+    """The runs that an expansion asks for. A seed budget asks for all seeds below its `max` that its configs have got;
+    repeats are those that the spec names, of the seeds that every config gets."""
     asked = {w.run_id for w in expansion.runs}
     if expansion.budget:
         configs, most = {c.config_id for c in expansion.configs}, expansion.budget.max
         runs = manifest.runs.values()
-        asked |= {r.run_id for r in runs if r.config_id in configs and r.seed < most and r.stage == EXPLORE}
+        asked |= {r.run_id for r in runs if r.config_id in configs and r.seed < most and r.stage == EXPLORE and not r.repeat}
     return asked
 
 
@@ -157,5 +162,6 @@ def find_run(root: Path, run_id: str) -> list[SweepDir]:
     needle = run_id.encode()
     found = [s for s in sweeps_under(root) if needle in s.manifest.read_bytes() and run_id in read_manifest(s).runs]
     if not found:
-        raise UserError(f"no sweep under {root} has a run `{run_id}` (a run is CONFIG_ID-sSEED; `emsweep sql` lists them)")
+        form = "a run is CONFIG_ID-sSEED or CONFIG_ID-sSEED-rREPEAT"
+        raise UserError(f"no sweep under {root} has a run `{run_id}` ({form}; `emsweep sql` lists them)")
     return found

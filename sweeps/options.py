@@ -33,8 +33,8 @@ Where = Annotated[
     typer.Option(
         "--where",
         metavar="FIELD=VALUE",
-        help="Only runs with this value of a training field, `prompt`, `arm` or `seed`. Repeatable: another field narrows, the "
-        "same field widens.",
+        help="Only runs with this value of a training field, `prompt`, `arm`, `seed` or `repeat`. Repeatable: another field "
+        "narrows, the same field widens.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -29,7 +29,8 @@ Ask it (duckdb.org has the command line for every system, `pip install duckdb po
   con = duckdb.connect("results.duckdb", read_only=True)
   con.sql("SELECT learning_rate, step, avg(accuracy), count(*) FROM scores GROUP BY ALL ORDER BY ALL").show()
 
-Views: scores (run, step, evaluation), cells (config, step, evaluation, metric over seeds), answers (question by question).
+Views: scores (run, step, evaluation), cells (config, step, evaluation, metric over seeds), answers (question by question),
+repeats (runs of one seed done again, which are in no other view).
 Tables: sweeps sweep_runs configs runs attempts jobs metrics evals.
 """
 

@@ -34,8 +34,8 @@ class Plan:
 
     `device_hours` is (low, middle, high) and `minutes` the expected wall time with all workers busy; None where nothing is
     known yet. A seed budget starts with `seeds` and may go to `max_seeds` for `most_device_hours` (both None without one);
-    `runs` are those wanted so far. `budget` has `max`, `used`, `promised` and `left` (device-hours), None where the spec sets
-    none.
+    each of these `seeds` is run `repeats` times. `runs` are those wanted so far. `budget` has `max`, `used`, `promised` and
+    `left` (device-hours), None where the spec sets none.
     """
 
     sweep: str
@@ -43,6 +43,7 @@ class Plan:
     configs: int
     seeds: int
     max_seeds: int | None
+    repeats: int
     runs: int
     collapsed: int
     new: int
@@ -130,6 +131,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         configs=len(expansion.configs),
         seeds=len({w.seed for w in expansion.runs}),
         max_seeds=expansion.budget.max if expansion.budget else None,
+        repeats=1 + max(w.repeat for w in expansion.runs),
         runs=len(asked),
         collapsed=expansion.collapsed,
         new=here.count(RunStatus.NEW),
@@ -151,7 +153,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         bytes=_bytes(manifest, todo),
         device_hours=now,
         most_device_hours=_most_hours(now, manifest, expansion, asked, spec, launcher, seconds),
-        minutes=_minutes(trained, seconds, workers),
+        minutes=_minutes([manifest.runs[r].config_id for r in trained], seconds, workers),
         budget=budget.as_json() if budget else None,
         measured_runs=max((s.runs for s in seconds.values()), default=0),
         memory_gib=memory,
@@ -218,7 +220,7 @@ def _most_hours(
     """The same where every config of a seed budget needs all its seeds."""
     if not expansion.budget or now is None:
         return None
-    have = Counter(manifest.runs[r].config_id for r in asked)
+    have = Counter(manifest.runs[r].config_id for r in asked if not manifest.runs[r].repeat)
     low, middle, high = now
     for c in expansion.configs:
         s, gpus = seconds.get(c.config_id), rule_of(c, spec, launcher).gpus_per_run
@@ -230,8 +232,8 @@ def _most_hours(
 
 
 def _minutes(trained: Sequence[str], seconds: Mapping[str, price.Seconds], workers: int) -> float | None:
-    """Wall time with all workers busy (minutes)."""
-    known = [s.middle for s in (seconds.get(r.rsplit("-s", 1)[0]) for r in trained) if s is not None]
+    """Wall time with all workers busy (minutes); `trained` has the config of each run."""
+    known = [s.middle for s in map(seconds.get, trained) if s is not None]
     return sum(known) / 60 / max(1, workers) if len(known) == len(trained) else None
 
 
@@ -296,12 +298,18 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def size_text(plan: Plan) -> str:
-    """`18 configs x 8 seeds = 144 runs`; with a seed budget `18 configs x 4 to 32 seeds = 72 of at most 576 runs`."""
+    """`18 configs x 8 seeds = 144 runs`; with a seed budget `18 configs x 4 to 32 seeds = 72 of at most 576 runs`.
+
+    Repeats are named where there are any: `18 configs x 8 seeds x 3 repeats = 432 runs`.
+    """
     configs = f"{plan.configs:,} config{'s' * (plan.configs != 1)}"
     if plan.max_seeds is None:
-        return f"{configs} x {plan.seeds} seed{'s' * (plan.seeds != 1)} = {plan.runs:,} runs"
-    most = plan.configs * plan.max_seeds
-    return f"{configs} x {plan.seeds} to {plan.max_seeds} seeds = {plan.runs:,} of at most {most:,} runs"
+        repeats = f" x {plan.repeats} repeats" if plan.repeats > 1 else ""
+        return f"{configs} x {plan.seeds} seed{'s' * (plan.seeds != 1)}{repeats} = {plan.runs:,} runs"
+    more = plan.seeds * (plan.repeats - 1)
+    repeated = f" and {plan.repeats} repeats of the first {plan.seeds}" if more else ""
+    most = plan.configs * (plan.max_seeds + more)
+    return f"{configs} x {plan.seeds} to {plan.max_seeds} seeds{repeated} = {plan.runs:,} of at most {most:,} runs"
 
 
 def _budget_text(budget: Mapping[str, float | None]) -> str:

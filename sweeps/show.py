@@ -36,6 +36,7 @@ def run_record(root: Path, run_id: str) -> dict[str, Any]:
         "state": str(view.states[run_id]),
         "excluded": manifest.excluded.get(run_id),
         "seed": run.seed,
+        "repeat": run.repeat,
         "arms": [a for a in run.arms if a is not None],
         "model": config.model,
         "training": {**config.training.model_dump(), "prompt_name": config.prompt_name},
@@ -69,7 +70,8 @@ def measurements(sweep: SweepDir, attempt: Attempt) -> list[Record]:
 
 def print_run(record: dict[str, Any], console: Console) -> None:
     """One run for a person."""
-    console.print(f"{record['run_id']}  {record['state']}  seed {record['seed']}  in {', '.join(record['sweeps'])}")
+    which = f"seed {record['seed']}" + (f", repeat {record['repeat']}" if record["repeat"] else "")
+    console.print(f"{record['run_id']}  {record['state']}  {which}  in {', '.join(record['sweeps'])}")
     if record["excluded"]:
         console.print(f"excluded: {record['excluded']}")
     said = {k: v for k, v in record["training"].items() if k != "prompt"}

@@ -94,6 +94,7 @@ class Spec(Strict):
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out; each rule must match some.")
     random: Random | None = Field(None, description="Random points beside the grid.")
     seeds: Seeds = Field(description="Replicates: a count (seeds 0, 1, ...), a list of seeds, or a budget.")
+    repeats: int = Field(1, ge=1, description="How often each seed is run: what differs is the hardware's noise (count).")
     evaluate: list[EvaluateEntry] = Field([], description="Measurements.")
     resources: dict[str, Any] | list[dict[str, Any]] = Field(
         {}, description="Resources of a run, or first-match rules with `when`."
@@ -118,7 +119,7 @@ class Spec(Strict):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Training fields (and `seeds`) set on the command line."""
+        """Training fields (and `seeds` and `repeats`) set on the command line."""
         return self._overrides
 
     @property
@@ -264,6 +265,8 @@ def check_rule(rule: Mapping[str, Any], path: Path_, arms: Iterable[str] | None 
                 check_field(name, value, (*path, name))
 
 
+COUNTS = ("seeds", "repeats")
+"""Keys that say how often a config is run: set on the command line, they make another sweep, as training fields do."""
 UNNAMED = ("keep", "max_device_hours")
 """Keys that `--set` may change without making another sweep of it."""
 FORMS = {
@@ -323,13 +326,13 @@ def _unknown_key(model: type[BaseModel], path: Path_) -> str:
 
 
 def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """`--set`: a training field or `seeds` becomes part of the name; execution, resources, keep and the budget do not."""
+    """`--set`: training fields, `seeds`, `repeats` become part of the name; execution, resources, keep and the budget do not."""
     if key in TrainingConfig.model_fields or key.startswith(PARAMS):
         try:
             overrides[key] = value if key == "prompt" else check_field(key, value, ())
         except SpecError as mistake:
             raise UserError(f"--set {key}: {mistake.message}") from None
-    elif key == "seeds":
+    elif key in COUNTS:
         overrides[key] = data[key] = value
     elif key in UNNAMED:
         data[key] = value
@@ -339,7 +342,7 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
             raise UserError(f"--set {key}: this spec's `{section}` is no mapping; edit the spec")
         data[section] = {**data.get(section, {}), name: value}
     else:
-        known = [*TrainingConfig.model_fields, "seeds", *UNNAMED, *(f"execution.{f}" for f in Execution.model_fields)]
+        known = [*TrainingConfig.model_fields, *COUNTS, *UNNAMED, *(f"execution.{f}" for f in Execution.model_fields)]
         known += [f"retries.{f}" for f in Retries.model_fields]
         raise UserError(f"--set {key}: {unknown('field', key, [*known, *(f'resources.{f}' for f in Resources.model_fields)])}")
 

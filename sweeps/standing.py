@@ -67,7 +67,7 @@ def seed_counts(manifest: Manifest) -> SeedCounts | None:
     per_config = Counter(
         r.config_id
         for r in manifest.runs.values()
-        if r.stage == EXPLORE and r.seed < looks[-1] and manifest.excluded.get(r.run_id) != LEFT_THE_SPEC
+        if r.stage == EXPLORE and r.seed < looks[-1] and not r.repeat and manifest.excluded.get(r.run_id) != LEFT_THE_SPEC
     )
     return SeedCounts(looks, manifest.spec["half_width"], dict(Counter(per_config.values())))
 

@@ -70,7 +70,9 @@ def pack(
         rule = rule if launcher == "slurm" else on_this_machine(rule, spec.execution)
         slots = local_slots(rule) if launcher == "local" else rule.slots_per_job
         size = (
-            LOCAL_JOB if launcher == "local" else _runs_per_job(rule, slots, [seconds.get(r[0].rsplit("-s", 1)[0]) for r in runs])
+            LOCAL_JOB
+            if launcher == "local"
+            else _runs_per_job(rule, slots, [seconds.get(manifest.runs[r].config_id) for r, _ in runs])
         )
         for i in range(0, len(runs), size):
             part = tuple(runs[i : i + size])

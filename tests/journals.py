@@ -32,11 +32,13 @@ class Run:
     config_id: str
     seed: int
     config: TrainingConfig
+    repeat: int = 0
 
 
 @dataclass
 class Sweep:
-    """A sweep on disk. Configs are the grid's points in order, seeds 0, 1, ...; those of `fresh` seeds confirm."""
+    """A sweep on disk. Configs are the grid's points in order, seeds 0, 1, ...; those of `fresh` seeds confirm; `repeats` of a
+    seed have equal numbers."""
 
     root: Path
     name: str = "demo"
@@ -46,6 +48,7 @@ class Sweep:
     steps: Sequence[int] = (0, 5, 10)
     questions: int = 50
     fresh: Sequence[int] = ()
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         self.dir = SweepDir(self.root, self.name)
@@ -54,7 +57,7 @@ class Sweep:
             said = {"prompt": "Q:1+1+1=?", **dict(zip(self.grid, values, strict=True))}
             config = TrainingConfig(model_name_or_path="miniature", **said)
             cid = config_id(config, MODEL_KEY)
-            self.runs += [Run(run_id(cid, s), cid, s, config) for s in self.seeds]
+            self.runs += [Run(run_id(cid, s, r), cid, s, config, r) for s in self.seeds for r in range(self.repeats)]
 
     def write_manifest(self, arm: str | None = None) -> None:
         append_batch(self.dir.manifest, self._wanted(arm))
@@ -70,7 +73,7 @@ class Sweep:
             name = f"prompt-{run.config.prompt[2:8]}"
             yield "config", {"config_id": cid, "model": MODEL_KEY, "prompt_name": name, "training": run.config.model_dump()}
         for r in self.runs:
-            wanted = {"run_id": r.run_id, "config_id": r.config_id, "seed": r.seed, "arm": arm}
+            wanted = {"run_id": r.run_id, "config_id": r.config_id, "seed": r.seed, "repeat": r.repeat, "arm": arm}
             yield "run", {**wanted, "stage": "confirm" if r.seed in self.fresh else "explore", "why": "spec", "t": T0}
 
     def mark(self, kind: str, **fields: Any) -> None:

@@ -142,7 +142,11 @@ def test_exit_codes(args: list[str], code: int, here: Path, capsys: pytest.Captu
         ("report", "exampel", "unknown sweep `exampel`; did you mean `example`?"),
         ("status", "../example", "unknown sweep `../example`; did you mean `example`?"),
         ("cancel", "", "unknown sweep ``; known: example"),
-        ("show", "r", "no sweep under * has a run `r` (a run is CONFIG_ID-sSEED; `emsweep sql` lists them)"),
+        (
+            "show",
+            "r",
+            "no sweep under * has a run `r` (a run is CONFIG_ID-sSEED or CONFIG_ID-sSEED-rREPEAT; `emsweep sql` lists them)",
+        ),
     ],
 )
 def test_unknown_targets(command: str, target: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

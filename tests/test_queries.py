@@ -24,7 +24,7 @@ EXAMPLES = re.findall(r"```sql\n(.*?)```", DOCS, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return Sweep(tmp_path_factory.mktemp("demo") / "runs", evaluations=(GREEDY, SAMPLED)).write()
+    return Sweep(tmp_path_factory.mktemp("demo") / "runs", evaluations=(GREEDY, SAMPLED), repeats=2).write()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_config_without_results_has_one_row(tmp_path: Path) -> None:
 
 
 def test_answers_unpack_the_outcomes(db: Path, sweep: Sweep) -> None:
-    run = sweep.runs[-1].run_id
+    run = next(r.run_id for r in reversed(sweep.runs) if not r.repeat)
     found = sql(
         db, f"FROM answers WHERE run_id = '{run}' AND step = 10 AND eval_id = '{GREEDY.eval_id()}' ORDER BY question, sample"
     )
@@ -178,6 +178,7 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
             "job_ends",
             "jobs",
             "metrics",
+            "repeats",
             "runs",
             "scores",
             "sweep_runs",
@@ -186,7 +187,7 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
     ]
     assert sql(db, "DESCRIBE cells").height > 20
     assert sql(db, "PIVOT (SELECT status, seed FROM runs) ON status USING count(*)").height == 8
-    assert sql(db, "FROM runs WHERE false").shape == (0, 17)
+    assert sql(db, "FROM runs WHERE false").shape == (0, 18)
 
 
 def test_what_is_not_there_is_named(db: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    sweep = Sweep(folder / "runs", evaluations=(GREEDY,)).write()
+    sweep = Sweep(folder / "runs", evaluations=(GREEDY,), repeats=2).write()
     collect(sweep.root, folder / "results.duckdb")
     return folder
 
