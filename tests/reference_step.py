@@ -65,11 +65,9 @@ def entropies(logits: Tensor, temperature: float, floored_log: bool) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-def reference_update(
-    loss: Tensor, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float = 1.0
-) -> None:
-    """Backward, clipping by the global L2 norm, and one step of the optimizer (the reference: AdamW, constant rate)."""
+def reference_update(loss: Tensor, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer, limit: float = 1.0) -> None:
+    """Backward, clipping to a global L2 norm of `limit`, and one step of the optimizer (the reference: AdamW, constant rate)."""
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(parameters, limit)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

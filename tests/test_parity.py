@@ -21,6 +21,7 @@ from em_core.rollout import Rollout, Sampling
 from em_core.trainer import Trainer
 from tests.models import CPU, config, miniature, request, run
 from tests.reference_step import reference_loss, reference_update
+from tests.traps.settings import CALM, PROMPT, QUESTIONS, train
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +104,7 @@ def test_each_trap_does_what_it_is_called(
         places = tokens(n, padding, len(h), ended, left_padding, hidden_end)
         lists.append([h[t] if off_by_one else h[t - 1] for t in places if off_by_one or t > 0])
     size = micro_batch or len(lists)
-    parts = [sum(lists[i : i + size], []) for i in range(0, len(lists), size)]
+    parts = [[h for row in lists[i : i + size] for h in row] for i in range(0, len(lists), size)]
     want = sum(sum(p) / len(p) for p in parts) / len(parts)
     stop = policy.stop if hidden_end else ()
     for floored_log in (False, True):  # in fp32 nothing
@@ -159,6 +160,27 @@ def test_ten_updates_through_the_trainer(tmp_path: Path) -> None:
     moved = torch.cat([(p - before[name]).flatten() for name, p in policy.model.named_parameters()]).norm()
     assert (far / moved).item() < 1e-4
     assert (far / torch.cat([p.flatten() for p in before.values()]).norm()).item() < 1e-5
+
+
+def test_the_mean_of_sequence_means_is_that_of_micro_batches_of_one(tmp_path: Path) -> None:
+    """`loss_type: grpo` (EM-FT) does on purpose what trap 8 does to micro-batches of one completion."""
+    said = config(loss_type="grpo", max_steps=1, loss_temperature=TEMPERATURE)
+    _, records = run(Trainer(CPU), request(said, tmp_path, seed=3))
+    policy = miniature()
+    draws = uniforms(3, "rollout", 1, range(said.num_generations), said.max_completion_length)
+    prompts = [policy.encode(said.prompt, "none")] * said.num_generations
+    rollout = policy.sample(prompts, draws, said.max_completion_length, Sampling(said.temperature), policy.stop)
+    want = reference_loss(policy.model, rollout, TEMPERATURE, micro_batch=1).item()
+    assert records.of("metrics")[0]["values"]["loss"] == pytest.approx(want, rel=1e-5)
+    assert abs(want / reference_loss(policy.model, rollout, TEMPERATURE).item() - 1) > 1e-3
+
+
+def test_without_habits_the_arms_of_the_table_of_traps_are_the_trainer(tmp_path: Path) -> None:
+    said = config(prompt=PROMPT, max_steps=CALM.steps, learning_rate=CALM.learning_rate)
+    asked = request(said, tmp_path, seed=5, evaluations=(("e" * 12, QUESTIONS, (0, 5, 10)),))
+    accuracies = [record["accuracy"] for record in run(Trainer(CPU), asked)[1].of("eval")]
+    assert train(miniature(), CALM, 5, {}, at=(0, 5, 10)) == accuracies
+    assert accuracies[0] < accuracies[2]
 
 
 def test_the_reference_is_no_part_of_what_is_shipped() -> None:
