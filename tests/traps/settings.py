@@ -33,7 +33,7 @@ SEVERAL = ("Q:12+7+5=?", "Q:3+4+2=?", "Q:19+19+9=?", "Q:5-16+8=?", "Q:1+1+1=?", 
 
 @dataclass(frozen=True)
 class Setting:
-    """8 completions per update: of one prompt, or the i-th of the i-th of `prompts`."""
+    """8 completions per update, the i-th one of the i-th of `prompts`."""
 
     said: str
     prompts: Sequence[str] = (PROMPT,) * 8
