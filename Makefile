@@ -16,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep plan test check bench bench-slurm bench-report coverage faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep plan test check bench bench-slurm bench-report coverage traps faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -49,6 +49,9 @@ bench-report: $(READY)  ## the full report of 13,440 runs x 50 steps: seconds, m
 
 coverage: $(READY)  ## simulate every interval and test, and write docs/coverage.md (ARGS=--repeats N)
 	$(PYTHON) -m tests.coverage $(ARGS)
+
+traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)
+	$(PYTHON) -m tests.traps
 
 # No .venv here: these need Python's own library only, and their output is for `eval`.
 slurm-up:  ## start a throw-away Slurm on this machine and print what a shell needs for it (as root; SLURM_DIR=)

@@ -25,7 +25,7 @@ FIGURE = re.compile(r"\]\(experiments/(.+)-([a-z_]+)\.png\)")
 
 
 def main() -> None:
-    """`python -m tests.experiments [ROOT] [SPEC ...]`: run these specs (by name) under ROOT, then write the page from all of ROOT."""
+    """`python -m tests.experiments [ROOT] [SPEC ...]`: run these specs (by name), then write the page from all of ROOT."""
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
     for name in sys.argv[2:]:
         subprocess.run([sys.executable, "-m", "sweeps.cli", "run", SPECS / f"{name}.yaml", "--root", root, "-y"], check=True)
