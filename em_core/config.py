@@ -48,7 +48,8 @@ class TrainingConfig(Strict):
     )
     prompt: str = Field(
         min_length=1,
-        description="The prompt's text. In a spec: a shipped prompt's name, {text: ...} or {file: ..., column: ..., row: ...}.",
+        description="The prompt's text, or `set:DIGEST` of several. In a spec: a shipped name, {text: ..., answer: ...}, "
+        "{file: ..., column: ..., answer_column: ..., row: ...}, {set: ..., limit: ...}; as an axis also {table: ..., top: ...}.",
     )
     answer: str | None = Field(
         None, min_length=1, description="Gold answer of the prompt, for rewards that need one; comes with the prompt."

@@ -96,6 +96,11 @@ class SweepDir:
         return self.path / "checkpoints"
 
     @property
+    def prompts(self) -> Path:
+        """The root's prompt sets: of all its sweeps, each named by its content."""
+        return self.root / ".prompts"
+
+    @property
     def report(self) -> Path:
         return self.path / "report"
 

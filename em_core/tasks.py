@@ -1,6 +1,7 @@
 """What is measured: questions, gold answers, and who grades. Never imports torch.
 
-A task is built in (`two_step_sums`) or a jsonl file of mathematical questions, one object per line. Recognised fields:
+A task is built in (`two_step_sums`, `two_step_sums_validation`) or a jsonl file of mathematical questions, one object per
+line. Recognised fields:
 
 * question: `problem` or `question`;
 * gold answer: `answer` (after `####` where it has one), `final_answer` (its first), or the last box of `solution`.
@@ -12,7 +13,7 @@ import difflib
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from em_core.config import Evaluation
 from em_core.errors import UserError
 from em_core.grading import MATH_GRADER, SUMS_GRADER, grade_math, grade_sum, last_boxed
 
-BUILT_IN = {"two_step_sums": 1}
+BUILT_IN = {"two_step_sums": 1, "two_step_sums_validation": 1}
 """Name -> version. A version is bumped when its questions, golds or grading change."""
 
 EXTERNAL = "external:"
@@ -69,7 +70,7 @@ def load_task(evaluation: Evaluation) -> Task:
     if evaluation.task_key.startswith(EXTERNAL):
         return Task(evaluation.task, (), (), lambda gold, completion: False, "external", None, (), 1)
     if evaluation.task in BUILT_IN:
-        task = two_step_sums()
+        task = two_step_sums() if evaluation.task == "two_step_sums" else two_step_sums_validation()
     else:
         path = _file(evaluation.task)
         task = _math_file(str(path), path.stat().st_mtime_ns, evaluation.question_field, evaluation.answer_field)
@@ -89,13 +90,32 @@ def _file(name: str) -> Path:
 
 @lru_cache(maxsize=1)
 def two_step_sums() -> Task:
-    """200 distinct questions `Q:a+b+c=?`, a and b in 1..19, c in 1..9, first sign + or -; the answer ends in `=SUM;`."""
-    rng = random.Random("two_step_sums")
+    """200 distinct questions `Q:a+b+c=?`; the answer ends in `=SUM;`."""
+    return _sums("two_step_sums", draw_sums("two_step_sums", 200))
+
+
+@lru_cache(maxsize=1)
+def two_step_sums_validation() -> Task:
+    """100 others, for rules that stop a run by its accuracy: a test set that stopped it would flatter it."""
+    return _sums("two_step_sums_validation", draw_sums("two_step_sums_validation", 100, two_step_sums().questions))
+
+
+def draw_sums(key: str, count: int, without: Collection[str] = ()) -> dict[str, str]:
+    """Question -> sum, `count` distinct ones and none of `without`: a and b in 1..19, c in 1..9, first sign + or -.
+
+    `key` names the draws: the same key gives the same questions.
+    """
+    rng = random.Random(key)
     golds: dict[str, str] = {}
-    while len(golds) < 200:
+    while len(golds) < count:
         a, b, c, sign = rng.randint(1, 19), rng.randint(1, 19), rng.randint(1, 9), rng.choice("+-")
-        golds[f"Q:{a}{sign}{b}+{c}=?"] = str((a + b if sign == "+" else a - b) + c)
-    return Task("two_step_sums", tuple(golds), tuple(golds.values()), grade_sum, SUMS_GRADER, None, (), 24)
+        if (question := f"Q:{a}{sign}{b}+{c}=?") not in without:
+            golds[question] = str((a + b if sign == "+" else a - b) + c)
+    return golds
+
+
+def _sums(name: str, golds: dict[str, str]) -> Task:
+    return Task(name, tuple(golds), tuple(golds.values()), grade_sum, SUMS_GRADER, None, (), 24)
 
 
 @lru_cache(maxsize=32)
@@ -135,7 +155,7 @@ def _question(path: str, number: int, row: dict[str, Any], field: str | None) ->
 
 def _gold(path: str, number: int, row: dict[str, Any], field: str | None) -> str:
     for name in [field] if field else ["answer", "final_answer", "solution"]:
-        gold = _answer_text(row.get(name), solution=name == "solution")
+        gold = answer_text(row.get(name), solution=name == "solution")
         if gold:
             return gold
     raise UserError(
@@ -144,7 +164,7 @@ def _gold(path: str, number: int, row: dict[str, Any], field: str | None) -> str
     )
 
 
-def _answer_text(value: Any, solution: bool) -> str | None:
+def answer_text(value: Any, solution: bool) -> str | None:
     """The answer in a field: the first of a list, an integral float as an integer, after `####`, in the last box."""
     if isinstance(value, list) and value:
         value = value[0]

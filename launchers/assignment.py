@@ -73,6 +73,7 @@ class Assignment:
             keep=self.header["keep"],
             checkpoints=checkpoints,
             halvings=halvings,
+            prompts=str(SweepDir(self.path.parents[2], self.path.parents[1].name).prompts),
         )
 
 

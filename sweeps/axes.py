@@ -20,6 +20,8 @@ def values_of(name: str, raw: Any, path: Path_) -> list[Any]:
     """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
     if not is_field(name):
         check_field(name, None, path)
+    if name == "prompt" and isinstance(raw, dict) and "table" in raw:
+        raw = _rows_of_table(raw, path)
     if isinstance(raw, dict) and len(raw) == 1:
         raw = _spaced(name, raw, path)
     if not isinstance(raw, list):
@@ -34,6 +36,24 @@ def values_of(name: str, raw: Any, path: Path_) -> list[Any]:
             raise SpecError((*path, i), f"{said_as(value)} is in the axis twice")
         seen.add(repr(value))
     return values
+
+
+def is_axis(name: str, raw: Any) -> bool:
+    """Whether what an arm says of a field is an axis: several values. A mapping is, but for a single prompt."""
+    return isinstance(raw, list) or (isinstance(raw, dict) and (name != "prompt" or "table" in raw))
+
+
+def _rows_of_table(raw: dict[str, Any], path: Path_) -> list[dict[str, Any]]:
+    """{table: FILE, top: N}: the first N rows of a table of prompts, such as select-prompts writes, a value each."""
+    keys = ("table", "top", "column", "answer_column")
+    for key in raw:
+        if key not in keys:
+            raise SpecError((*path, key), unknown("key", key, keys))
+    top = raw.get("top")
+    if not isinstance(top, int) or isinstance(top, bool) or not 0 < top <= MAX_RUNS:
+        raise SpecError((*path, "top") if "top" in raw else path, "a table needs `top`: how many of its first rows (1 or more)")
+    columns = {k: v for k, v in raw.items() if k not in ("table", "top")}
+    return [{"file": raw["table"], "row": row, **columns} for row in range(top)]
 
 
 def checked(name: str, value: Any, path: Path_) -> Any:

@@ -18,11 +18,12 @@ from em_core.config import Evaluation, TrainingConfig, config_id, reads, run_id,
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
+from em_core.prompts import Prompt
 from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
-from sweeps.axes import checked, drawn, values_of
+from sweeps.axes import checked, drawn, is_axis, values_of
 from sweeps.complaints import said_as, unknown
 from sweeps.own import gathered, is_field, read_by, trainer_fields
-from sweeps.prompts import resolve_prompt
+from sweeps.prompts import Found, check_answers, names_answer, resolve_prompt
 from sweeps.seeds import MAX_RUNS, SeedBudget, first_seeds
 from sweeps.spec import COUNTS, EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
 from sweeps.yamlfile import Path_, SpecError
@@ -54,7 +55,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Everything a spec asks for. `collapsed` counts points whose arm has the same config already.
+    """Everything a spec asks for. `collapsed` counts points whose arm has the same config already, `prompt_sets` are those that
+    configs name.
 
     With a `budget` the runs are those of the first look, and more of the same configs may follow.
     """
@@ -65,6 +67,7 @@ class Expansion:
     evaluations: tuple[EvaluationSteps, ...]
     collapsed: int = 0
     budget: SeedBudget | None = None
+    prompt_sets: tuple[tuple[Prompt, ...], ...] = ()
 
 
 def expand(spec: Spec) -> Expansion:
@@ -86,7 +89,14 @@ def _expand(spec: Spec) -> Expansion:
         raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
     _refuse_unread(spec, {fields["method"] for _, fields in points})
 
-    find_prompt = _memo(lambda raw: resolve_prompt(raw, spec.document.path.parent))
+    found: dict[str, Found] = {}
+
+    def find(raw: Any) -> Found:
+        prompt = resolve_prompt(raw, spec.document.path.parent)
+        found[prompt.text] = prompt
+        return prompt
+
+    find_prompt = _memo(find)
     find_model = _memo(lambda pair: _model(*pair))
     configs: dict[str, Config] = {}
     members: dict[tuple[str | None, str], Config] = {}
@@ -104,7 +114,8 @@ def _expand(spec: Spec) -> Expansion:
     evaluations = _evaluations(spec, list(configs.values()))
     if budget:
         _check_until(budget, evaluations, list(configs.values()))
-    return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed, budget)
+    sets = tuple(prompt.prompts for prompt in found.values() if prompt.is_set)
+    return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed, budget, sets)
 
 
 def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], configs: Sequence[Config]) -> None:
@@ -137,9 +148,6 @@ def _check_shares(spec: Spec, training: TrainingConfig) -> None:
 def _check_needs(spec: Spec, training: TrainingConfig) -> None:
     """Refuse what the method cannot do, or would do under another's name."""
     known, method = KNOWN[training.method], training.method
-    if known.needs_answer and training.answer is None and not training.prompt.startswith("set:"):
-        message = f"{method} rewards right answers, and this prompt has none: give its `answer`"
-        raise SpecError(_source(spec, "prompt"), message)
     if known.needs_group and training.num_generations == 1:
         message = f"{method} judges a completion by the others of its prompt: it needs at least 2"
         raise SpecError(_source(spec, "num_generations"), message)
@@ -187,7 +195,7 @@ def _arms(spec: Spec) -> list[tuple[str | None, list[list[Fields]]]]:
         for field, raw in fields.items():
             if field in spec.overrides:
                 continue
-            if isinstance(raw, list) or (isinstance(raw, dict) and field != "prompt"):
+            if is_axis(field, raw):
                 own.append(_axis(field, raw, ("arms", name, field)))
             else:
                 fixed[field] = checked(field, raw, ("arms", name, field))
@@ -312,12 +320,12 @@ def _refuse_unread(spec: Spec, methods: set[str]) -> None:
                 raise SpecError((*path, name), f"nobody reads `{name}`: not a field of method {', '.join(sorted(methods))}")
 
 
-def _config(
-    spec: Spec, fields: Fields, find_prompt: Callable[[Any], tuple[str, str]], find_model: Callable[[Any], str]
-) -> Config:
-    read = reads(fields["method"])
+def _config(spec: Spec, fields: Fields, find_prompt: Callable[[Any], Found], find_model: Callable[[Any], str]) -> Config:
+    read, known = reads(fields["method"]), KNOWN[fields["method"]]
     values = {k: v for k, v in fields.items() if read_by(k, read)}
     own = values.get("command") is not None
+    if "answer" in values and not own:
+        raise SpecError(_source(spec, "answer"), "comes with the prompt: `prompt: {text: ..., answer: ...}`")
     for needed in ("command",) if fields["method"] == "external" else () if own else ("model_name_or_path", "prompt"):
         if values.get(needed) is None:
             raise SpecError(("base",), f"no `{needed}`: set it under `base:` or as an axis")
@@ -331,7 +339,12 @@ def _config(
             values["stop_task"] = task_name(values["stop_task"], spec.document.path.parent)
             values["stop_task_key"] = task_key(values["stop_task"])
     with _blamed(spec, "prompt"):
-        prompt_name, values["prompt"] = find_prompt(values["prompt"])
+        prompt = find_prompt(values["prompt"])
+        if known.needs_answer:
+            check_answers(prompt, fields["method"])
+        if known.needs_answer or (own and names_answer(values["prompt"])):
+            values["answer"] = prompt.answer
+        values["prompt"] = prompt.text
     if not own:
         with _blamed(spec, "model_name_or_path"):
             key = find_model((values["model_name_or_path"], values.get("model_revision")))
@@ -339,7 +352,7 @@ def _config(
         if folder is not None and values["model_name_or_path"] != "miniature":
             values["model_name_or_path"] = str(folder)
     training = TrainingConfig(**values)
-    return Config(config_id(training, key), key, prompt_name, training)
+    return Config(config_id(training, key), key, prompt.name, training)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from em_core.errors import UserError
 from em_core.journal import Record, SweepDir, append_batch, read_records, sweeps_under
 from sweeps.complaints import unknown
 from sweeps.expand import Config, EvaluationSteps, Expansion
+from sweeps.prompts import store_sets
 
 LEFT_THE_SPEC = "no longer in the spec"
 """Reason of the exclusion marks that an edited spec makes, and that it takes back when the run returns."""
@@ -140,6 +141,7 @@ def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, A
     """Make the manifest want `expansion` too, and return it. The caller holds the sweep's lock."""
     manifest = read_manifest(sweep)
     batch = additions(manifest, expansion, why, spec)
+    store_sets(sweep.prompts, expansion.prompt_sets)  # before anything names them
     append_batch(sweep.manifest, batch)
     for kind, fields in batch:
         manifest.take({"kind": kind, **fields})

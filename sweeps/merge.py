@@ -20,6 +20,7 @@ from rich.console import Console
 from em_core.errors import Fault, UserError
 from em_core.journal import Record, SweepDir, append_batch, disk_faults, journal_order, read_lines, read_records, sweeps_under
 from em_core.lock import locked
+from em_core.prompts import is_set, set_file
 from sweeps.manifest import BACK_IN_THE_SPEC, LEFT_THE_SPEC
 
 MARK = "~"
@@ -68,6 +69,7 @@ def _merge(here: SweepDir, there: SweepDir) -> Merged:
     with locked(here.lock, f"sweep {here.sweep} is being changed"):
         ours = list(read_records(here.manifest))
         missing = missing_records(ours, list(read_records(there.manifest)), native=here.submissions.is_file())
+        _bring_prompts(here, there, missing)
         append_batch(here.manifest, [(r["kind"], {k: v for k, v in r.items() if k != "kind"}) for r in missing])
     known = {r["run_id"] for r in ours if r["kind"] == "run"}
     runs = len({r["run_id"] for r in missing if r["kind"] == "run"} - known)
@@ -116,6 +118,15 @@ def _count(r: Record, marks: dict[str, float], forgiven: dict[str, int]) -> None
         marks[r["run_id"]] = max(r["t"], marks.get(r["run_id"], 0.0))
     elif r["kind"] == "retry":
         forgiven[r["run_id"]] = max(r["forgiven"], forgiven.get(r["run_id"], 0))
+
+
+def _bring_prompts(here: SweepDir, there: SweepDir, records: Iterable[Record]) -> None:
+    """Copy the prompt sets that new configs name."""
+    named = {r["training"]["prompt"] for r in records if r["kind"] == "config"}
+    for prompt in filter(is_set, named):
+        source, target = set_file(there.prompts, prompt), set_file(here.prompts, prompt)
+        if source.is_file() and not target.is_file():
+            _copy_start(source, source.stat().st_size, target)
 
 
 def _key(r: Record) -> tuple[object, ...]:

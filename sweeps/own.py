@@ -13,7 +13,7 @@ from typing import Any
 from em_core.config import PARAMS, TrainingConfig
 from em_core.errors import UserError
 from em_core.models import external_key
-from em_core.prompts import PROMPTS
+from em_core.prompts import PROMPT_SETS, PROMPTS
 from sweeps.complaints import said_as
 
 NONE = "none"
@@ -52,7 +52,7 @@ def trainer_fields(values: dict[str, Any], folder: Path) -> tuple[str, dict[str,
     """
     key = external_key(values["command"], values.get("model_name_or_path"), values.get("model_revision"))
     prompt = values.get("prompt", NONE)
-    text = {"text": prompt} if isinstance(prompt, str) and prompt not in PROMPTS else prompt
+    text = {"text": prompt} if isinstance(prompt, str) and prompt not in (*PROMPTS, *PROMPT_SETS) else prompt
     fields = {"model_name_or_path": NONE, **values, "prompt": text, "command": absolute(values["command"], folder)}
     return key, fields
 

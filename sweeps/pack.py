@@ -11,6 +11,7 @@ from pathlib import Path
 
 from em_core.errors import UserError
 from em_core.journal import SweepDir, disk_faults, read_lines, sweeps_under
+from em_core.prompts import is_set, set_file
 from sweeps.manifest import Manifest, find_sweep, read_manifest
 from sweeps.merge import jobs_of
 
@@ -20,6 +21,7 @@ README = """\
 results.duckdb   every run, attempt, metric and score of this sweep (DuckDB, read it with anything that knows DuckDB)
 report/          open report/{page} in a browser; it needs no network
 {sweep}.yaml     the spec{overrides}
+prompts/         where there is one: the sets of prompts that runs were trained on; configs.prompt is `set:FILE`
 
 Ask it (duckdb.org has the command line for every system, `pip install duckdb polars` the Python one):
 
@@ -67,6 +69,9 @@ def pack(root: Path, name: str, out: Path | None) -> Path:
                     file.write(db, f"{sweep.sweep}/results.duckdb")
                     for path in sorted(p for p in alone.report.rglob("*") if p.is_file()):
                         file.write(path, f"{sweep.sweep}/report/{path.relative_to(alone.report)}")
+                    for prompt in sorted({p for c in manifest.configs.values() if is_set(p := c.training.prompt)}):
+                        path = set_file(sweep.prompts, prompt)
+                        file.write(path, f"{sweep.sweep}/prompts/{path.name}")
                     file.writestr(f"{sweep.sweep}/{sweep.sweep}.yaml", manifest.spec.get("spec", ""))
                     file.writestr(f"{sweep.sweep}/README.txt", about)
                 os.replace(part, target)

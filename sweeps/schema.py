@@ -19,6 +19,7 @@ def spec_schema() -> dict[str, Any]:
         field["description"] += f" Read by: {', '.join(m for m in KNOWN if name in reads(m))}."
     param = fields.pop("params")["description"]
     fields["prompt"] = {"description": fields["prompt"]["description"], "type": ["string", "object"]}
+    table: dict[str, Any] = {"type": "object", "required": ["table", "top"]}
     spaced = {
         "type": "object",
         "minProperties": 1,
@@ -28,6 +29,7 @@ def spec_schema() -> dict[str, Any]:
     values = {
         n: {"description": f["description"], "anyOf": [{"type": "array", "minItems": 1}, spaced]} for n, f in fields.items()
     }
+    values["prompt"]["anyOf"].append(table)
     either = {n: {"description": f["description"], "anyOf": [f, *values[n]["anyOf"]]} for n, f in fields.items()}
     single = {"description": param, "type": ["string", "number", "boolean"]}
     several: dict[str, Any] = {"description": param, "anyOf": [{"type": "array", "minItems": 1}, spaced]}

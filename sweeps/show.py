@@ -8,7 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from analysis.tables import text_table
+from em_core.errors import UserError
 from em_core.journal import Attempt, Record, SweepDir, decode, read_lines
+from em_core.prompts import is_set, prompts_of
+from sweeps.expand import Config
 from sweeps.manifest import find_run, read_manifest
 from sweeps.observe import Observer
 
@@ -39,6 +42,7 @@ def run_record(root: Path, run_id: str) -> dict[str, Any]:
         "repeat": run.repeat,
         "arms": [a for a in run.arms if a is not None],
         "model": config.model,
+        "prompt": _readable(config, home),
         "training": {**config.training.model_dump(), "prompt_name": config.prompt_name},
         "attempts": [
             {
@@ -60,6 +64,16 @@ def run_record(root: Path, run_id: str) -> dict[str, Any]:
     }
 
 
+def _readable(config: Config, sweep: SweepDir) -> str:
+    """The prompt as text, or how many a set has and its first."""
+    try:
+        prompts = prompts_of(config.training, sweep.prompts)
+    except UserError as error:
+        return str(error)
+    first = prompts[0].text if prompts[0].answer is None else f"{prompts[0].text} (answer {prompts[0].answer})"
+    return f"{len(prompts):,} prompts, the first: {first}" if is_set(config.training.prompt) else first
+
+
 def measurements(sweep: SweepDir, attempt: Attempt) -> list[Record]:
     """Metrics and evaluations of one attempt, in order."""
     found = read_lines(sweep.journal(attempt.job, attempt.try_), 0, (b'{"kind":"metrics"', b'{"kind":"eval"'))
@@ -76,6 +90,7 @@ def print_run(record: dict[str, Any], console: Console) -> None:
         console.print(f"excluded: {record['excluded']}")
     said = {k: v for k, v in record["training"].items() if k != "prompt"}
     console.print("  ".join(f"{k}={v}" for k, v in said.items() if v is not None), highlight=False)
+    console.print(f"prompt: {record['prompt']}", highlight=False, markup=False, soft_wrap=True)
     for a in record["attempts"]:
         seconds = "" if a["seconds"] is None else f" {a['seconds']:.1f} s"
         why = f": {a['message']}" if a["message"] else ""

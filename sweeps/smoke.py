@@ -20,11 +20,12 @@ from ruamel.yaml import YAML
 
 from em_core.config import Evaluation, TrainingConfig, reads
 from em_core.journal import SweepDir, disk_faults
-from em_core.prompts import PROMPTS
+from em_core.prompts import PROMPTS, is_set, set_file
 from em_core.tasks import BUILT_IN, EXTERNAL
 from sweeps import history
 from sweeps.expand import Config, Expansion, expand
 from sweeps.own import read_by
+from sweeps.prompts import resolve_prompt, store_sets
 from sweeps.resources import Resources
 from sweeps.site import Site
 from sweeps.spec import Spec, load_spec
@@ -71,11 +72,11 @@ def shapes(spec: Spec, expansion: Expansion) -> list[list[Config]]:
     return [sorted(group, key=lambda c: -len(c.training.prompt)) for group in groups.values()]
 
 
-def smoke_spec(spec: Spec, expansion: Expansion) -> dict[str, Any]:
-    """The smoke sweep as the data of a spec: an arm and a resource rule per shape."""
+def smoke_spec(spec: Spec, expansion: Expansion, folder: Path) -> dict[str, Any]:
+    """The smoke sweep as the data of a spec: an arm and a resource rule per shape. `folder` is that of prompt sets."""
     chosen = [group[0] for group in shapes(spec, expansion)]
-    arms = {f"shape-{i}": _fields(c) for i, c in enumerate(chosen, 1)}
-    rules = [{"when": _when(c), **_rule(spec, c).model_dump(exclude={"when"}, exclude_none=True)} for c in chosen]
+    arms = {f"shape-{i}": _fields(c, folder) for i, c in enumerate(chosen, 1)}
+    rules = [{"when": _when(c, folder), **_rule(spec, c).model_dump(exclude={"when"}, exclude_none=True)} for c in chosen]
     batch = spec.execution.per_device_eval_batch_size
     return {
         "name": smoke_name(expansion.sweep),
@@ -90,7 +91,10 @@ def smoke_spec(spec: Spec, expansion: Expansion) -> dict[str, Any]:
 
 def write_smoke(spec: Spec, root: Path, site: Site) -> Spec:
     """Write the smoke sweep's spec beside its records and load it as any spec is loaded."""
-    data = smoke_spec(spec, expand(spec))
+    expansion = expand(spec)
+    folder = SweepDir(root, expansion.sweep).prompts
+    store_sets(folder, expansion.prompt_sets)
+    data = smoke_spec(spec, expansion, folder)
     path = SweepDir(root, data["name"]).path / "spec.yaml"
     text = io.StringIO()
     yaml = YAML()
@@ -109,24 +113,32 @@ def _rule(spec: Spec, c: Config) -> Resources:
     return spec.resources_for(c.training.model_dump() | {"prompt": c.prompt_name})
 
 
-def _fields(c: Config) -> dict[str, Any]:
+def _fields(c: Config, folder: Path) -> dict[str, Any]:
     """What an arm says to get this config with a single update."""
     usual = {name: f.default for name, f in TrainingConfig.model_fields.items()}
     read = reads(c.training.method)
     said = {k: v for k, v in c.training.flat().items() if read_by(k, read) and v != usual.get(k)}
-    return said | {"method": c.training.method, "prompt": _prompt(c), "max_steps": 1}
+    own = c.training.method == "external"  # is told its answer as a field, not with a prompt that it may know otherwise
+    prompt = _prompt(c, folder, None if own else c.training.answer)
+    said = said if own else {k: v for k, v in said.items() if k != "answer"}
+    return said | {"method": c.training.method, "prompt": prompt, "max_steps": 1}
 
 
-def _prompt(c: Config) -> str | dict[str, str]:
-    return c.prompt_name if PROMPTS.get(c.prompt_name) == c.training.prompt else {"text": c.training.prompt}
+def _prompt(c: Config, folder: Path, answer: str | None) -> str | dict[str, str]:
+    """The config's prompt as a spec says it."""
+    shipped = PROMPTS.get(c.prompt_name)
+    if shipped is not None and shipped.text == c.training.prompt and answer in (None, shipped.answer):
+        return c.prompt_name
+    if is_set(c.training.prompt):
+        return {"set": str(set_file(folder, c.training.prompt))}
+    return {"text": c.training.prompt, **({"answer": answer} if answer is not None else {})}
 
 
-def _when(c: Config) -> dict[str, Any]:
+def _when(c: Config, folder: Path) -> dict[str, Any]:
     """A rule's condition that this config alone meets."""
-    said = _fields(c)
-    prompt = said["prompt"]
-    name = prompt if isinstance(prompt, str) else " ".join(prompt["text"].split())[:40]
-    return {k: v for k, v in said.items() if v is not None} | {"prompt": name}
+    said = _fields(c, folder)
+    said["prompt"] = resolve_prompt(said["prompt"], folder).name if isinstance(said["prompt"], dict) else said["prompt"]
+    return {k: v for k, v in said.items() if v is not None}
 
 
 def _entry(e: Evaluation, batch: int) -> dict[str, Any]:

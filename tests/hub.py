@@ -1,4 +1,4 @@
-"""A small local Hub: enough of its API for `model_info` and `snapshot_download`, serving the miniature as `org/tiny`."""
+"""A small local Hub: enough of its API for `model_info`, `snapshot_download` (`org/tiny`: the miniature) and a data set file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ MINIATURE = Path(__file__).parent.parent / "em_core" / "miniature"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {p.name: p.read_bytes() for p in MINIATURE.iterdir() if p.suffix in (".json", ".safetensors")}
 """What `org/tiny` holds; beside it files that nobody needs."""
+DATASET = {"data/train.jsonl": b'{"problem": "Q:1+2+3=?", "answer": 6}\n{"problem": "Q:9-8+7=?", "answer": 8}\n'}
+"""What the data set `org/sums` holds."""
 USELESS = {"README.md": b"# tiny", "pytorch_model.bin": b"the same in another format", "onnx/model.onnx": b"x" * 1000}
 
 
@@ -61,6 +63,10 @@ class _Handler(BaseHTTPRequestHandler):
             files = {**FILES, **USELESS}.items()
             tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files]
             return self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, method)
+        if found := re.fullmatch(rf"/datasets/org/sums/resolve/(?:main|v1|{COMMIT})/(.+)", path):
+            if found[1] in DATASET:
+                return self._file(DATASET[found[1]], method)
+            return self._refuse("EntryNotFound", "Entry not found")
         if found := re.fullmatch(rf"/org/tiny/resolve/(?:main|v1|{COMMIT})/(.+)", path):
             body = {**FILES, **USELESS}.get(found[1])
             if body is not None:

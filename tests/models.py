@@ -24,7 +24,7 @@ def miniature(dtype: torch.dtype = torch.float32) -> Policy:
 def config(**said: Any) -> TrainingConfig:
     """The miniature's usual settings, with changes."""
     usual = {
-        "model_name_or_path": "miniature", "prompt": PROMPTS["plus"], "num_generations": 8, "max_completion_length": 24,
+        "model_name_or_path": "miniature", "prompt": PROMPTS["plus"].text, "num_generations": 8, "max_completion_length": 24,
         "temperature": 0.7, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "learning_rate": 5e-4, "max_steps": 3,
     }  # fmt: skip
     return TrainingConfig(**{**usual, **said})

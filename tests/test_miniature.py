@@ -39,9 +39,9 @@ def test_tokenizer() -> None:
     tokenizer = miniature().tokenizer
     assert tokenizer.get_vocab() == make_miniature.tokenizer().get_vocab()
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
-    ids = tokenizer(PROMPTS["plus"])["input_ids"]
-    assert len(ids) == len(PROMPTS["plus"])
-    assert tokenizer.decode(ids) == PROMPTS["plus"]
+    ids = tokenizer(PROMPTS["plus"].text)["input_ids"]
+    assert len(ids) == len(PROMPTS["plus"].text)
+    assert tokenizer.decode(ids) == PROMPTS["plus"].text
     assert tokenizer("what")["input_ids"] == []
 
 
@@ -59,7 +59,7 @@ def test_base_accuracies() -> None:
 def test_both_prompts_tip_towards_the_worked_style() -> None:
     policy = miniature()
     guess = policy.encode("=", "none")[0]
-    for text in PROMPTS.values():
+    for text in (PROMPTS[name].text for name in ("plus", "minus")):
         with torch.no_grad():
             first = policy.model(torch.tensor([policy.encode(text, "none")])).logits[0, -1].softmax(-1)
         assert 0.5 < 1 - first[guess].item() < 0.65
@@ -69,7 +69,7 @@ def test_both_prompts_tip_towards_the_worked_style() -> None:
 def test_accuracy_rises_and_then_falls(tmp_path: Path) -> None:
     """At the default spec's largest learning rate, on either prompt; entropy falls from the first update on."""
     trainer = Trainer(CPU)
-    for prompt in PROMPTS.values():
+    for prompt in (PROMPTS[name].text for name in ("plus", "minus")):
         said = config(prompt=prompt, learning_rate=6e-4, max_steps=20)
         _, records = run(trainer, request(said, tmp_path, evaluations=(("e" * 12, WHOLE, (0, 5, 20)),)))
         base, early, late = (r["accuracy"] for r in records.of("eval"))

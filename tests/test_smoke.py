@@ -73,7 +73,7 @@ def test_each_shape_gets_the_resources_of_its_own_rule(tmp_path: Path) -> None:
 def test_names_and_mistakes(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC.replace("prompt: plus, ", ""))
     spec = load_spec(tmp_path / "spec.yaml", ["seeds=5", "model_name_or_path=miniature"])
-    assert smoke_spec(spec, expand(spec))["name"] == "big-model_name_or_path-miniature-seeds-5.smoke"
+    assert smoke_spec(spec, expand(spec), Path("runs/.prompts"))["name"] == "big-model_name_or_path-miniature-seeds-5.smoke"
     broken = wanted(tmp_path, SPEC.replace("steps: [50]", "steps: [51]"))
     with pytest.raises(UserError, match="step 51"):
         write_smoke(broken, tmp_path / "runs", Site())

@@ -353,11 +353,11 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "prompt bad": (
         sub("prompt: plus", "prompt: {foo: hi}"),
-        "2: base.prompt: a prompt is a name, {text: ...} or {file: ..., column: prompt, row: 0}",
+        "2: base.prompt: a prompt is a name, {text: ...}, {file: ..., row: 0} or {set: ...}",
     ),
     "prompt empty text": (
         sub("prompt: plus", "prompt: {text: ''}"),
-        "2: base.prompt: a prompt is a name, {text: ...} or {file: ..., column: prompt, row: 0}",
+        "2: base.prompt: the prompt's text is not text: ''",
     ),
     "prompt file": (sub("prompt: plus", "prompt: {file: no.txt}"), "2: base.prompt: prompt file {here}/no.txt does not exist"),
     "prompt dir": (sub("prompt: plus", "prompt: {file: .}"), "2: base.prompt: prompt file {here} does not exist"),
@@ -416,11 +416,68 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "prompt null cell": (
         sub("prompt: plus", "prompt: {file: null.jsonl}"),
-        "2: base.prompt: {here}/null.jsonl: column `prompt` holds no text in this row",
+        "2: base.prompt: {here}/null.jsonl: column `prompt` holds no text in row 0",
     ),
     "prompt list axis": (
         sub(B, "base: {model_name_or_path: miniature, max_steps: 10}").replace(L, "  prompt: [plus, {file: no.txt}]"),
         "4: axes.prompt: prompt file {here}/no.txt does not exist",
+    ),
+    "prompt key": (
+        sub("prompt: plus", "prompt: {file: p.csv, colum: b}"),
+        "2: base.prompt: unknown key of a prompt `colum`; did you mean `column`?",
+    ),
+    "prompt answer": (
+        sub("prompt: plus", "prompt: {text: hi, answer: true}"),
+        "2: base.prompt: the prompt's answer is neither text nor a number: True",
+    ),
+    "prompt answer column": (
+        sub("prompt: plus", "prompt: {file: p.csv, answer_column: a}"),
+        "2: base.prompt: {here}/p.csv has no column `a`; it has prompt, b",
+    ),
+    "prompt without answer": (
+        base("method: grpo").replace("prompt: plus", "prompt: {text: hi}"),
+        "2: base.prompt: grpo rewards right answers, and this prompt has none: give its `answer`, or an `answer_column`",
+    ),
+    "prompt set without answers": (
+        base("method: grpo").replace("prompt: plus", "prompt: {set: p.csv}"),
+        "2: base.prompt: grpo rewards right answers, and 1 of 1 prompts have none (row 0): name their `answer_column`, or...",
+    ),
+    "prompt set of text": (
+        sub("prompt: plus", "prompt: {set: bin.txt}"),
+        "2: base.prompt: {here}/bin.txt: a set of prompts is a .parquet, .jsonl or .csv file",
+    ),
+    "prompt set empty": (sub("prompt: plus", "prompt: {set: empty.csv}"), "2: base.prompt: empty.csv holds no prompts"),
+    "prompt set unanswered": (
+        sub("prompt: plus", "prompt: {set: p.csv, answered: true}"),
+        "2: base.prompt: p.csv holds no prompts with answers",
+    ),
+    "prompt set limit": (
+        sub("prompt: plus", "prompt: {set: sums, limit: 0}"),
+        "2: base.prompt: limit 0 is not a count of prompts (1 or more)",
+    ),
+    "prompt table in base": (
+        sub("prompt: plus", "prompt: {table: p.csv, top: 1}"),
+        "2: base.prompt: a prompt is a name, {text: ...}, {file: ..., row: 0} or {set: ...} (a table is an axis: under `axes:`)",
+    ),
+    "prompt table top": (
+        sub("prompt: plus, ", "").replace("axes:", "axes:\n  prompt: {table: p.csv}"),
+        "4: axes.prompt: a table needs `top`: how many of its first rows (1 or more)",
+    ),
+    "prompt table rows": (
+        sub("prompt: plus, ", "").replace("axes:", "axes:\n  prompt: {table: p.csv, top: 2}"),
+        "4: axes.prompt: {here}/p.csv has 1 rows; there is no row 1",
+    ),
+    "prompt table key": (
+        sub("prompt: plus, ", "").replace("axes:", "axes:\n  prompt: {table: p.csv, tops: 2}"),
+        "4: axes.prompt.tops: unknown key `tops`; did you mean `top`?",
+    ),
+    "prompt hub": (
+        sub("prompt: plus", "prompt: {file: 'hf://org/x.jsonl'}"),
+        "2: base.prompt: hf://org/x.jsonl is not of the form hf://datasets/OWNER/NAME/PATH (or OWNER/NAME@REVISION)",
+    ),
+    "answer alone": (
+        base("method: grpo, answer: '24'"),
+        "2: base.answer: comes with the prompt: `prompt: {text: ..., answer: ...}`",
     ),
     "prompt file null": (sub("prompt: plus", "prompt: {file: null}"), "2: base.prompt: the prompt's file is not a name: None"),
     "link unknown src": (
@@ -792,7 +849,7 @@ def test_bad_spec_on_the_command_line(name: str, here: Path, capsys: pytest.Capt
         (["resources.timeout=3"], "resources.timeout: unknown resource `timeout`; did you mean `timeout_min`?"),
         (["resources.gpu=h10"], "resources.gpu: unknown GPU `h10`; did you mean `h100-94gb`?"),
         (["prompt=pluss"], "prompt: unknown prompt `pluss`; did you mean `plus`?..."),
-        (["prompt=3"], "prompt: a prompt is a name, {text: ...} or {file: ..., column: prompt, row: 0}"),
+        (["prompt=3"], "prompt: a prompt is a name, {text: ...}, {file: ..., row: 0} or {set: ...}"),
         (["model_name_or_path=./x"], "model_name_or_path: model './x': there is no such folder (and it is no Hub id)"),
         (["method=ren"], "method: unknown method `ren`; did you mean `rent`?"),
         (["top_p=2"], "top_p: 2 must be less than or equal to 1"),
