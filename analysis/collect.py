@@ -179,12 +179,14 @@ def _store_manifests(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> 
     evaluations = pl.List(pl.Struct({"eval_id": pl.String, **evaluation, "steps": pl.List(pl.String)}))
     strings = dict.fromkeys(("sweep", "spec", "spec_path"), pl.String)
     budget: _Columns = {"seed_looks": pl.List(pl.Int64), "half_width": pl.Float64}
+    stages: _Columns = {"stages": pl.List(pl.Struct({"key": pl.String, "value": pl.String}))}
     _run(
         con,
-        {**strings, "t": pl.Float64, "overrides": pl.List(pl.String), "evaluations": evaluations, **budget},
+        {**strings, "t": pl.Float64, "overrides": pl.List(pl.String), "evaluations": evaluations, **budget, **stages},
         found.sweeps,
         "DELETE FROM sweeps",
-        f"INSERT INTO sweeps BY NAME SELECT * EXCLUDE (t), {_time('t')} AS created FROM frame",
+        "INSERT INTO sweeps BY NAME SELECT * EXCLUDE (t) REPLACE (map_from_entries(stages) AS stages), "
+        f"{_time('t')} AS created FROM frame",
     )
     strings = dict.fromkeys(("sweep", "run_id", "config_id", "arm", "stage", "why", "exclude_reason"), pl.String)
     _run(

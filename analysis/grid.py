@@ -142,8 +142,8 @@ def read_grid(db: Path, sweep: str) -> Grid:
 def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
     runs = frames.runs.filter(_EXPLORE)
     arms = pl.col("arm").drop_nulls().unique().sort().str.join(" + ").alias("arm")
-    fields = [f.replace(".", "_") for f in TrainingConfig.model_fields if f != "params"]
-    fields += [c for c in runs.columns if c.startswith(PARAM_COLUMN)]
+    fields = [f.replace(".", "_") for f in TrainingConfig.model_fields if f not in ("params", "parent")]
+    fields += [*frames.stage_columns, *(c for c in runs.columns if c.startswith(PARAM_COLUMN))]
     described = runs.group_by("config_id", maintain_order=True).agg(
         arms, *(pl.col(f).first() for f in ("model", "prompt_name", *fields))
     )

@@ -22,7 +22,7 @@ Key = tuple[str, int]
 """(run_id, attempt number): names an attempt within one journal."""
 
 _MEASURED = re.compile(rb'\{"kind":"(?:metrics|eval)","run_id":"([^"\\]*)","attempt":(\d+),')
-_ABOUT = ("spec", "spec_path", "overrides", "seed_looks", "half_width")
+_ABOUT = ("spec", "spec_path", "overrides", "seed_looks", "half_width", "stages")
 EVAL_VALUES = ("completion_length", "truncated", "seconds")
 FIGURES = ("rollout_seconds", "train_seconds", "eval_seconds", "peak_memory_mb")
 
@@ -69,7 +69,8 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
                     marks[r["run_id"]] |= {"excluded": excluded, "exclude_reason": r.get("reason") if excluded else None}
                 case "retry":
                     marks[r["run_id"]]["forgiven"] = r["forgiven"]
-        all_sweeps.append(about | {"evaluations": list(evaluations.values())})
+        stages = [{"key": k, "value": v} for k, v in (about.get("stages") or {}).items()]
+        all_sweeps.append(about | {"evaluations": list(evaluations.values()), "stages": stages or None})
         memberships += [run | marks[run["run_id"]] for run in runs.values()]
     return Manifests(all_sweeps, memberships, list(configs.values()), torn)
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from analysis.chains import stage_and_field, with_stages
 from analysis.store import is_duckdb
 from em_core.errors import UserError
 
@@ -85,7 +86,8 @@ PARAM_COLUMN = "params_"
 
 @dataclass(frozen=True)
 class Frames:
-    """One sweep as polars frames, each read when first asked for. Columns are those of docs/sql.md, and `params_NAME`."""
+    """One sweep as polars frames, each read when first asked for. Columns are those of docs/sql.md, `params_NAME`, and
+    STAGE_FIELD where runs start from others."""
 
     db: Path
     sweep: str
@@ -124,11 +126,33 @@ class Frames:
         """One row per run, step and evaluation of the seeds that were run more than once: the hardware's noise."""
         return self._read("FROM repeats WHERE sweep = $sweep ORDER BY config_id, seed, repeat, eval_id, step")
 
+    @cached_property
+    def stage_columns(self) -> tuple[str, ...]:
+        """Names of the columns STAGE_FIELD of stages that others start from, as `em_learning_rate`; none without stages."""
+        if not self._after:
+            return ()
+        _, columns = with_stages(self.runs.select("config_id", "arm"), self._configs, self._after)
+        return tuple(c for c in columns if stage_and_field(c, self._after.values()))
+
+    @cached_property
+    def _after(self) -> dict[str, str | None]:
+        """Stage -> the stage it starts from."""
+        with connect(self.db) as con:
+            told = con.execute("SELECT map_entries(stages) FROM sweeps WHERE sweep = ?", [self.sweep]).fetchone()
+        return {e["key"]: e["value"] for e in (told[0] if told else None) or ()}
+
+    @cached_property
+    def _configs(self) -> pl.DataFrame:
+        with connect(self.db) as con:
+            query = f"FROM configs WHERE config_id IN ({self._RUNS.replace('run_id', 'config_id')})"
+            return _frame(con.sql(query, params={"sweep": self.sweep}))
+
     _RUNS = "SELECT run_id FROM sweep_runs WHERE sweep = $sweep AND repeat = 0"
 
     def _read(self, query: str) -> pl.DataFrame:
         with connect(self.db) as con:
-            return _with_params(_frame(con.sql(query, params={"sweep": self.sweep})))
+            frame = _with_params(_frame(con.sql(query, params={"sweep": self.sweep})))
+        return with_stages(frame, self._configs, self._after)[0] if self._after and "arm" in frame.columns else frame
 
 
 def _with_params(frame: pl.DataFrame) -> pl.DataFrame:

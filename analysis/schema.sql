@@ -10,7 +10,8 @@ CREATE TABLE sweeps (
     overrides   VARCHAR[],
     evaluations STRUCT(eval_id VARCHAR, {{evaluation}}, steps VARCHAR[])[], -- in the spec's order; a step is a number or 'last'
     seed_looks  BIGINT[],     -- a seed budget's looks: seeds per config at each; NULL: the spec says which seeds
-    half_width  DOUBLE        -- what a config's interval is to reach at one of them
+    half_width  DOUBLE,       -- what a config's interval is to reach at one of them
+    stages      MAP(VARCHAR, VARCHAR) -- of chains: stage -> the stage that it starts from (NULL: the base model)
 );
 
 CREATE TABLE sweep_runs (     -- one row per sweep, run and arm
@@ -20,7 +21,7 @@ CREATE TABLE sweep_runs (     -- one row per sweep, run and arm
     seed           BIGINT NOT NULL,
     repeat         BIGINT NOT NULL, -- above 0: the run of this seed done again. Views but `repeats` are of repeat 0 alone
     arm            VARCHAR,
-    stage          VARCHAR,   -- explore | confirm
+    stage          VARCHAR,   -- explore | confirm | parent (of runs that confirm)
     why            VARCHAR,
     added          TIMESTAMP,
     excluded       BOOLEAN NOT NULL,
@@ -246,6 +247,18 @@ JOIN configs AS c ON c.config_id = p.config_id
 LEFT JOIN summary AS s
     ON s.sweep = p.sweep AND s.config_id = p.config_id
     AND s.arm IS NOT DISTINCT FROM p.arm AND s.stage IS NOT DISTINCT FROM p.stage;
+
+-- Where configs start that start from others: one row per config and each that it goes back to, with that one's fields.
+CREATE VIEW chains AS
+WITH RECURSIVE up AS (
+    SELECT config_id, parent AS ancestor, from_step, 1 AS depth FROM configs WHERE parent IS NOT NULL
+    UNION ALL
+    SELECT up.config_id, c.parent, c.from_step, up.depth + 1
+    FROM up JOIN configs AS c ON c.config_id = up.ancestor
+    WHERE c.parent IS NOT NULL
+)
+SELECT up.config_id, up.ancestor, up.depth, up.from_step, c.* EXCLUDE (config_id, parent, from_step)
+FROM up JOIN configs AS c ON c.config_id = up.ancestor;
 
 CREATE VIEW answers AS
 SELECT r.run_id, r.config_id, r.seed, r.status, e.step, e.eval_id, e.task,

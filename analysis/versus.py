@@ -7,6 +7,7 @@ varies, are what makes it what it is, and are averaged over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.chains import stage_and_field
 from analysis.queries import load, sql, unpacked
 from analysis.stats import Floats, seed_means
 from analysis.stats.compare import Comparison, compare, holm
@@ -22,7 +24,7 @@ from analysis.stats.questions import Crossed, Flips, crossed, flips
 from em_core.config import TrainingConfig
 from em_core.errors import UserError
 
-FIELDS = [f.replace(".", "_") for f in TrainingConfig.model_fields if f != "params"]
+FIELDS = [f.replace(".", "_") for f in TrainingConfig.model_fields if f not in ("params", "parent")]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def versus(db: Path, first: str, second: str, task: str | None = None) -> Versus
     rows_b, step_b = _rows(db, second)
     evaluation, name = _evaluation(rows_a, rows_b, first, second, task)
     a, b = _sides((first, step_a, rows_a), (second, step_b, rows_b), evaluation)
-    key = _key(a.rows, b.rows)
+    stages = sql(db, "SELECT DISTINCT unnest(map_keys(stages)) AS stage FROM sweeps ORDER BY ALL")["stage"].to_list()
+    key = _key(a.rows, b.rows, stages)
     table_a, table_b = _by_cell(a.rows, key), _by_cell(b.rows, key)
     shared = [k for k in table_a if k in table_b]
     if not shared:
@@ -158,10 +161,12 @@ def _at(rows: pl.DataFrame, step: int, said: str) -> Side:
     return Side(said, step, here)
 
 
-def _key(a: pl.DataFrame, b: pl.DataFrame) -> tuple[str, ...]:
-    """Fields that vary on both sides."""
-    fields = [c for c in a.columns if c in b.columns and (c in FIELDS or c.startswith("params_"))]
-    return tuple(f for f in fields if a[f].n_unique() > 1 and b[f].n_unique() > 1)
+def _key(a: pl.DataFrame, b: pl.DataFrame, stages: Sequence[str]) -> tuple[str, ...]:
+    """Fields that vary on both sides; those of a stage in both their chains rather than that stage's own."""
+    both = [c for c in a.columns if c in b.columns and a[c].n_unique() > 1 and b[c].n_unique() > 1]
+    chained = {c: found[1] for c in both if (found := stage_and_field(c, stages))}
+    own = {f for c, f in chained.items() for side in (a, b) if f in FIELDS and side[c].eq_missing(side[f]).all()}
+    return tuple(c for c in both if c in chained or (c not in own and (c in FIELDS or c.startswith("params_"))))
 
 
 def _by_cell(rows: pl.DataFrame, key: tuple[str, ...], value: str = "accuracy") -> dict[tuple[Any, ...], dict[int, float]]:

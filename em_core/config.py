@@ -41,6 +41,12 @@ class TrainingConfig(Strict):
         description="Model: `miniature` (shipped), a folder with a Hugging Face checkpoint, or a Hub id. `external`: any text.",
     )
     model_revision: str | None = Field(None, description="Hub revision (branch, tag or commit); none: the default branch.")
+    parent: str | None = Field(
+        None, description="Config whose runs it goes on from, seed by seed; set by `stages:` (none: the model)."
+    )
+    from_step: int = Field(
+        0, ge=0, description="The parent's step whose weights it starts from (optimizer updates; 0: the model)."
+    )
     method: str = Field(
         "em",
         description="What is optimized: a method of docs/methods.md (`em`, `grpo`, ...), `noop` (trains nothing), or `external` "
@@ -230,6 +236,10 @@ _IN_THE_KEY = {"model_name_or_path", "model_revision", "method", "command", "sto
 """Fields that an id holds in another form: the method with its version, the task by what it is, the rest as the model's key."""
 
 
+CHAINED = frozenset({"parent", "from_step"})
+"""Fields that say from which weights a run starts: set by a spec's `stages:`, never by hand."""
+
+
 def reads(method: str) -> frozenset[str]:
     """The training fields that influence the weights of a run of that method."""
     known = KNOWN[method].reads
@@ -289,6 +299,8 @@ class RunRequest:
     `checkpoints` is the run's own folder; `step-N` folders below it are normal Hugging Face checkpoints.
     `halvings` says how often its batches are halved, after so many attempts that ran out of GPU memory. `prompts` is the folder
     of prompt sets.
+    `start_from` is the checkpoint of its parent whose weights are its base model (empty: it has no parent), `pinned` are
+    steps whose checkpoints other runs start from: they stay whatever `keep` says.
     """
 
     run_id: str
@@ -302,12 +314,16 @@ class RunRequest:
     checkpoints: str
     halvings: int = 0
     prompts: str = ""
+    start_from: str = ""
+    pinned: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {
             **{k: getattr(self, k) for k in _REQUESTED},
             "halvings": self.halvings,
             "prompts": self.prompts,
+            "start_from": self.start_from,
+            "pinned": list(self.pinned),
             "config": self.config.model_dump(),
             "evaluations": [[i, e.model_dump(), list(s)] for i, e, s in self.evaluations],
         }
@@ -318,6 +334,8 @@ class RunRequest:
             **{k: d[k] for k in _REQUESTED},
             halvings=d.get("halvings", 0),
             prompts=d.get("prompts", ""),
+            start_from=d.get("start_from", ""),
+            pinned=tuple(d.get("pinned", ())),
             config=TrainingConfig(**d["config"]),
             evaluations=tuple((i, Evaluation(**e), tuple(s)) for i, e, s in d["evaluations"]),
         )

@@ -28,9 +28,11 @@ Record = dict[str, Any]
 
 
 class RunStatus(StrEnum):
-    """Where a run stands; from RUNNING on also how an attempt stands."""
+    """Where a run stands; from RUNNING on also how an attempt stands. WAITING is for its parent, BLOCKED by it."""
 
     NEW = "new"
+    WAITING = "waiting"
+    BLOCKED = "blocked"
     EXCLUDED = "excluded"
     QUEUED = "queued"
     RUNNING = "running"

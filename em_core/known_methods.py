@@ -25,7 +25,7 @@ class Known:
     needs_ratio: bool = False
 
 
-_ALWAYS = {"model_name_or_path", "model_revision", "method"}
+_ALWAYS = {"model_name_or_path", "model_revision", "parent", "from_step", "method"}
 _ROLLOUT = {
     "prompt", "prompts_per_step", "chat_template", "dtype", "num_generations", "max_completion_length", "temperature", "top_p",
     "top_k", "repetition_penalty",

@@ -75,8 +75,7 @@ class Policy:
     @classmethod
     def load(cls, name: str, revision: str | None, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> Policy:
         """The model `name` (see `em_core.models`) on `device`, computing in `dtype`."""
-        source: str | Path = resolve_model(name, revision) or name
-        revision = revision if isinstance(source, str) else None
+        source, revision = source_of(name, revision)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
         return cls(model, AutoTokenizer.from_pretrained(source, revision=revision), device, dtype, team)
 
@@ -92,6 +91,13 @@ class Policy:
     def load_weights(self, folder: Path) -> None:
         """The weights of a kept checkpoint of this very model."""
         self.assign(dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters()))
+
+    @torch.no_grad()
+    def rebase(self, source: str | Path, revision: str | None = None) -> None:
+        """Make the weights of another checkpoint of this very model those that `restore` and `reference` go back to."""
+        weights = dict(AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto").named_parameters())
+        self.assign(weights)
+        self.base = {name: local(m).detach().to("cpu", weights[name].dtype, copy=True) for name, m in self.masters.items()}
 
     @torch.no_grad()
     def assign(self, weights: Mapping[str, Tensor]) -> None:
@@ -223,6 +229,12 @@ class Policy:
             return of_chunk(*chunks[0])
         parts = [checkpoint(of_chunk, h, y, use_reentrant=False) for h, y in chunks]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def source_of(name: str, revision: str | None) -> tuple[str | Path, str | None]:
+    """Where transformers loads a model from: (folder, None), or the Hub's (id, revision)."""
+    folder = resolve_model(name, revision)
+    return (name, revision) if folder is None else (folder, None)
 
 
 def _cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:

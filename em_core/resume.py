@@ -103,5 +103,7 @@ def remove(request: RunRequest) -> None:
 
 def _identity(request: RunRequest) -> dict[str, Any]:
     """What must agree before a state is used. The device may differ: that is recorded."""
-    of = {"config_id": request.config_id, "seed": request.seed, "keep": request.keep}
+    of: dict[str, Any] = {"config_id": request.config_id, "seed": request.seed, "keep": request.keep}
+    if request.pinned:  # a state from before they were wanted may be past them
+        of["pinned"] = list(request.pinned)
     return {**of, "torch": str(torch.__version__), "version": VERSION}

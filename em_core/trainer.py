@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from em_core import resume
-from em_core.checkpoints import Keeper, step_folder
+from em_core.checkpoints import Keeper, ParentGone, step_folder
 from em_core.config import Batches, Evaluation, Execution, Outcome, RunRequest, TrainingConfig, batches, reads
 from em_core.errors import UserError
 from em_core.evaluation import Scorer, evaluate
 from em_core.learning import gradient, prepare, prompts_at
 from em_core.methods import METHODS
-from em_core.model import Policy
+from em_core.model import Policy, source_of
 from em_core.models import model_key
 from em_core.noise import uniforms
 from em_core.parallel import ALONE, Team
@@ -56,6 +56,8 @@ class Trainer:
         if execution.device == "cuda" and self.device.type != "cuda":
             raise RuntimeError("execution.device is cuda, but torch finds no GPU here")
         self._loaded: tuple[object, Scorer] | None = None
+        self._start = ""
+        """The checkpoint whose weights the loaded model goes back to; empty: its own."""
 
     def describe(self, config: TrainingConfig) -> dict[str, Any]:
         """Where and how a run is computed, for its `run_start` record."""
@@ -80,12 +82,13 @@ class Trainer:
         step; where that says so, it saves its state and the outcome is `interrupted`.
 
         Raises `UserError` or `ValueError` where prompt, model and task do not fit each other, `FileNotFoundError` where
-        a checkpoint to be evaluated is gone. A non-finite loss or gradient is no error: the outcome is `diverged`.
+        a checkpoint to be evaluated is gone, `ParentGone` where it is the one to start from. A non-finite loss
+        or gradient is no error: the outcome is `diverged`.
         """
         seconds = {"rollout_seconds": 0.0, "train_seconds": 0.0, "eval_seconds": 0.0}
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        scorer = self._scorer(request.config)
+        scorer = self._scorer(request.config, request.start_from)
         size = batches(request.config, self.execution, request.halvings)
         scorer.batch_size = size.evaluation
         if request.mode == "eval":
@@ -128,7 +131,7 @@ class Trainer:
             list(policy.masters.values()), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
-        keeper = Keeper(Path(request.checkpoints), request.keep, config.max_steps, policy.save, self.team.is_main)
+        keeper = Keeper(Path(request.checkpoints), request.keep, config.max_steps, policy.save, self.team.is_main, request.pinned)
         records: list[tuple[str, dict[str, Any]]] = []
 
         def emit(kind: str, **fields: Any) -> None:
@@ -177,11 +180,13 @@ class Trainer:
                 keeper.emit(emit)
                 return "diverged", step - 1, f"the loss or its gradient is not finite at step {step}"
             accuracies = self._evaluate(request, scorer, step, emit, seconds)
-            if accuracies or step == config.max_steps:
+            if accuracies or step == config.max_steps or step in keeper.pinned:
                 keeper.offer(step, accuracies[0] if accuracies else None)
             if step < config.max_steps and should_stop(config, [f["values"] for kind, f in records if kind == "metrics"]):
                 accuracies = self._measure_for_good(request, scorer, step, emit, seconds)
                 keeper.offer(config.max_steps, accuracies[0] if accuracies else None)
+                for later in sorted(s for s in keeper.pinned if step < s < config.max_steps):
+                    keeper.offer(later, None)
                 keeper.emit(emit)
                 return "completed", step, f"stopped by {config.stop_rule} at step {step}"
             if not save_steps:
@@ -270,8 +275,8 @@ class Trainer:
             moments = {name: policy.gathered(m) for name, m in moments.items()}
         return resume.State(step, self._device_name(), records, keeper.kept, keeper.outdone, masters, moments)
 
-    def _scorer(self, config: TrainingConfig) -> Scorer:
-        """The policy, back at its base weights, and what is known of it."""
+    def _scorer(self, config: TrainingConfig, start: str) -> Scorer:
+        """The policy, back at its base weights (those of the checkpoint `start`, where there is one), and what is known of it."""
         key = (model_key(config.model_name_or_path, config.model_revision), self._dtype(config))
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # frees the other model first
@@ -279,8 +284,15 @@ class Trainer:
             policy = Policy.load(name, revision, self.device, self._dtype(config), self.team)
             if self.execution.gradient_checkpointing:
                 policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self._loaded = (key, Scorer(policy, self.execution.per_device_eval_batch_size))
-        self._loaded[1].policy.restore()
+            self._loaded, self._start = (key, Scorer(policy, self.execution.per_device_eval_batch_size)), ""
+        policy = self._loaded[1].policy
+        if self._start != start:
+            if start and not Path(start).is_dir():
+                raise ParentGone(f"the checkpoint of step {config.from_step} of its parent {Path(start).parent.name} is gone")
+            policy.rebase(*((start,) if start else source_of(config.model_name_or_path, config.model_revision)))
+            # What was answered before was answered by other weights.
+            self._loaded, self._start = (key, Scorer(policy, self.execution.per_device_eval_batch_size)), start
+        policy.restore()
         return self._loaded[1]
 
     def _dtype(self, config: TrainingConfig) -> torch.dtype:

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from em_core.checkpoints import ParentGone
 from em_core.config import Execution, RunRequest, can_halve
 from em_core.errors import Fault
 from em_core.journal import Record, encode
@@ -113,6 +114,8 @@ class Worker:
                 slot=int(os.environ.get("EMSWEEP_SLOT", "0")),
                 t=started,
                 measures=[[i, list(steps)] for i, _, steps in request.evaluations],
+                **({"start_from": _below_root(request)} if request.start_from else {}),
+                **({"pinned": list(request.pinned)} if request.pinned else {}),
                 **trainer.describe(request.config),
                 resumed_step=state.step if state else 0,
                 resumed_device=state.device if state else None,
@@ -170,9 +173,16 @@ class Worker:
         return self.trainers[which]
 
 
+def _below_root(request: RunRequest) -> str:
+    """The checkpoint that the run starts from, below the folder of all sweeps."""
+    return os.path.relpath(request.start_from, os.path.join(request.checkpoints, *[os.pardir] * 3))
+
+
 def cause_of(error: Exception) -> str:
     """Why a run raised, in the words of docs/records.md."""
     said = str(error)
+    if isinstance(error, ParentGone):
+        return "parent gone"
     if type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in said:
         return "gpu out of memory"
     if isinstance(error, MemoryError) or "can't allocate memory" in said:  # numpy and Python; torch's allocator

@@ -74,6 +74,8 @@ class Assignment:
             checkpoints=checkpoints,
             halvings=halvings,
             prompts=str(SweepDir(self.path.parents[2], self.path.parents[1].name).prompts),
+            start_from=str(self.path.parent.parent.parent / record["start_from"]) if record.get("start_from") else "",
+            pinned=tuple(record.get("pinned", ())),
         )
 
 

@@ -21,14 +21,15 @@ BUG, CRASH, EXIT = "exception", "crash", "exit"
 KILLED, LOST, STOPPED, CANCELLED = "killed", "lost", "stopped", "cancelled"
 HOST_MEMORY, GPU_MEMORY, DISK = "host out of memory", "gpu out of memory", "disk"
 TIME_LIMIT, PREEMPTED, NODE_FAILURE, NON_FINITE = "time limit", "preempted", "node failure", "non-finite"
+PARENT_GONE = "parent gone"
 CAUSES = (
     BUG, CRASH, EXIT, KILLED, LOST, STOPPED, CANCELLED, HOST_MEMORY, GPU_MEMORY, DISK, TIME_LIMIT, PREEMPTED, NODE_FAILURE,
-    NON_FINITE,
+    NON_FINITE, PARENT_GONE,
 )  # fmt: skip
 """Every word that stands in `cause`."""
 
 DEFAULT_LIMITS: Mapping[str, int] = {
-    KILLED: 3, LOST: 5, HOST_MEMORY: 3, TIME_LIMIT: 50, PREEMPTED: 100, NODE_FAILURE: 5,
+    KILLED: 3, LOST: 5, HOST_MEMORY: 3, TIME_LIMIT: 50, PREEMPTED: 100, NODE_FAILURE: 5, PARENT_GONE: 3,
 }  # fmt: skip
 """How often a run may meet each kind of bad luck before it counts as failed."""
 

@@ -218,6 +218,8 @@ class Supervisor:
             end["status"] = RunStatus.INTERRUPTED
         elif end["cause"] == causes.HOST_MEMORY and not self._worn_out(slot.record, causes.HOST_MEMORY):
             end["status"] = RunStatus.INTERRUPTED  # another job gets more
+        elif end["cause"] == causes.PARENT_GONE and not self._worn_out(slot.record, causes.PARENT_GONE):
+            end["status"] = RunStatus.INTERRUPTED  # once its parent was trained again
         end.pop("kind")
         return encode("run_end", end).rstrip(b"\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -10,7 +11,8 @@ from em_core.config import Scalar, TrainingConfig, canonical
 from sweeps.complaints import said_as, unknown
 from sweeps.own import is_field
 from sweeps.seeds import MAX_RUNS
-from sweeps.spec import Random, check_field
+from sweeps.spec import check_field
+from sweeps.stages import Random
 from sweeps.yamlfile import Path_, SpecError
 
 SPACINGS = ("geomspace", "linspace", "range")
@@ -127,3 +129,27 @@ def drawn(draw: Random, name: str, index: int) -> Any:
             raise SpecError(path, "loguniform needs bounds above 0")
         return checked(name, canonical(math.exp(rng.uniform(math.log(low), math.log(high)))), path)
     return checked(name, canonical(rng.uniform(low, high)), path)
+
+
+def with_random(blocks: list[list[dict[str, Any]]], draw: Random | None, fixed: set[str]) -> list[list[dict[str, Any]]]:
+    """Random points join the product of the axes they name as further rows; with no such axis they are an axis."""
+    if draw is None:
+        return blocks
+    names = [n for n in draw.fields if n not in fixed]
+    if not names:
+        return blocks
+    if draw.count > MAX_RUNS:
+        raise SpecError(("random", "count"), f"{draw.count:,} points; the limit is {MAX_RUNS:,}")
+    touched = [rows for rows in blocks if any(n in row for row in rows for n in names)]
+    for rows in touched:
+        for name in rows[0]:
+            if name not in names:
+                raise SpecError(("random", "fields"), f"must also draw `{name}`, which advances together with a field drawn here")
+    merged = [{k: v for row in rows for k, v in row.items()} for rows in itertools.product(*touched)] if touched else []
+    missing = [n for n in names if touched and n not in merged[0]]
+    if missing:
+        raise SpecError(
+            ("random", "fields", missing[0]), f"`{missing[0]}` has no axis while `{', '.join(merged[0])}` has: give all or none"
+        )
+    points = [{n: drawn(draw, n, i) for n in names} for i in range(draw.count)]
+    return [*(rows for rows in blocks if rows not in touched), merged + points]

@@ -27,7 +27,9 @@ from sweeps.spec import Spec, load_site, load_spec
 
 FIRST_FRESH = 1_000_000
 """Fresh seeds begin here: far from any that a spec asks for, now or when it is edited."""
-UNFINISHED = (RunStatus.NEW, RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.INTERRUPTED, RunStatus.CANCELLED)
+UNFINISHED = (
+    RunStatus.NEW, RunStatus.WAITING, RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.INTERRUPTED, RunStatus.CANCELLED,
+)  # fmt: skip
 
 
 def spec_of(manifest: Manifest, sets: Sequence[str]) -> tuple[Spec, Site]:

@@ -12,6 +12,7 @@ from em_core.journal import FINAL, Appender, Attempt, RunStatus, append_batch
 from em_core.lock import locked
 from launchers.causes import CAUSES
 from launchers.halting import halted
+from sweeps.chains import start_of
 from sweeps.choose import choose
 from sweeps.complaints import unknown
 from sweeps.ends import CANCELLED_BY_A_PERSON
@@ -96,8 +97,9 @@ def retry(root: Path, target: str, where: Sequence[str] = (), causes: Collection
                     if a.status is RunStatus.FAILED:
                         failures.setdefault(a.run_id, []).append(a)
             forgiven = manifest.forgiven
-            # Evaluations that failed are failures of runs that are done.
-            again = {r for r in view.unmeasured if len(failures.get(r, ())) > forgiven.get(r, 0)}
+            # Evaluations that failed, and trainings again for a checkpoint, are failures of runs that are done.
+            parents = {start[0] for r in view.blocked if (start := start_of(manifest, r))}
+            again = {r for r in (*view.unmeasured, *parents) if len(failures.get(r, ())) > forgiven.get(r, 0)}
             failed = [r for r in manifest.runs if r in chosen.runs and (view.states[r] is RunStatus.FAILED or r in again)]
             if causes:
                 failed = [r for r in failed if _last(failures[r]).cause in causes]

@@ -20,12 +20,14 @@ from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
 from em_core.prompts import Prompt
 from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
-from sweeps.axes import checked, drawn, is_axis, values_of
+from sweeps.axes import checked, is_axis, values_of, with_random
 from sweeps.complaints import said_as, unknown
 from sweeps.own import gathered, is_field, read_by, trainer_fields
 from sweeps.prompts import Found, check_answers, names_answer, resolve_prompt
 from sweeps.seeds import MAX_RUNS, SeedBudget, first_seeds
-from sweeps.spec import COUNTS, EvaluateEntry, Random, Spec, TaskFile, check_field, check_rule, matches
+from sweeps.sources import check_needs, check_shares, refuse_double, refuse_unread, source_of
+from sweeps.spec import EvaluateEntry, Spec, TaskFile, check_field, check_rule, matches
+from sweeps.stages import Part, parts_of
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
@@ -44,7 +46,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A run that the spec asks for; the same run may be wanted by two arms. `repeat` counts equal runs of a seed from 0."""
+    """A run that the spec asks for; the same run may be wanted by two arms. `repeat` counts equal runs of a seed from 0.
+
+    Of a spec with stages these are its arms."""
 
     run_id: str
     config: Config
@@ -81,14 +85,7 @@ def expand(spec: Spec) -> Expansion:
 def _expand(spec: Spec) -> Expansion:
     seeds = first_seeds(spec.seeds)
     budget = spec.seeds if isinstance(spec.seeds, SeedBudget) else None
-    _refuse_double(spec)
     most = (budget.max if budget else len(seeds)) + len(seeds) * (spec.repeats - 1)
-    points = [_resolved(spec, arm, fields) for arm, fields in _points(spec, most)]
-    points = _excluded(spec, points)
-    if not points:
-        raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
-    _refuse_unread(spec, {fields["method"] for _, fields in points})
-
     found: dict[str, Found] = {}
 
     def find(raw: Any) -> Found:
@@ -100,14 +97,23 @@ def _expand(spec: Spec) -> Expansion:
     find_model = _memo(lambda pair: _model(*pair))
     configs: dict[str, Config] = {}
     members: dict[tuple[str | None, str], Config] = {}
+    methods: set[str] = set()
     collapsed = 0
-    for arm, fields in points:
-        config = _config(spec, fields, find_prompt, find_model)
-        config = configs.setdefault(config.config_id, config)
-        _check_shares(spec, config.training)
-        _check_needs(spec, config.training)
-        collapsed += (arm, config.config_id) in members
-        members[arm, config.config_id] = config
+    for part in parts_of(spec):
+        parents = [c for (arm, _), c in members.items() if arm == part.after]
+        with part.blamed():
+            points = _part_points(part, parents, most)
+            methods |= {fields["method"] for _, fields in points}
+            refuse_unread(part.only_own(), {fields["method"] for _, fields in points})
+            for arm, fields in points:
+                config = _config(part.spec, fields, find_prompt, find_model)
+                config = configs.setdefault(config.config_id, config)
+                check_shares(part.spec, config.training)
+                check_needs(part.spec, config.training)
+                collapsed += (arm, config.config_id) in members
+                members[arm, config.config_id] = config
+    if spec.stages:
+        refuse_unread(spec, methods)
     # Repeats of a run stand together, so that they come to the same job, and so to the same kind of machine.
     again = [(seed, repeat) for seed in seeds for repeat in range(spec.repeats)]
     runs = tuple(Wanted(run_id(c.config_id, s, r), c, s, arm, r) for (arm, _), c in members.items() for s, r in again)
@@ -129,39 +135,25 @@ def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], con
         raise SpecError(("seeds", "until", "step"), message)
 
 
-def _check_shares(spec: Spec, training: TrainingConfig) -> None:
-    """Refuse processes and updates that cannot share a rollout equally, and processes that would each start a trainer of the
-    user's."""
-    where, processes, completions = ("execution", "num_processes"), spec.execution.num_processes, training.completions
-    if processes > 1 and training.method == "external":
-        raise SpecError(where, "a trainer of your own starts its processes itself: leave it at 1")
-    if completions % processes:
-        raise SpecError(where, f"{completions} completions cannot be shared equally by {processes} processes")
-    if training.updates_per_rollout > 1 and completions // processes % training.steps_per_generation:
-        per = " in each process" if processes > 1 else ""
-        message = (
-            f"{completions // processes} completions{per} cannot be shared equally by {training.steps_per_generation} updates"
-        )
-        raise SpecError(_source(spec, "steps_per_generation"), message)
-
-
-def _check_needs(spec: Spec, training: TrainingConfig) -> None:
-    """Refuse what the method cannot do, or would do under another's name."""
-    known, method = KNOWN[training.method], training.method
-    if known.needs_group and training.num_generations == 1:
-        message = f"{method} judges a completion by the others of its prompt: it needs at least 2"
-        raise SpecError(_source(spec, "num_generations"), message)
-    if (training.stop_rule == "validation_accuracy") != (training.stop_task is not None):
-        message = "stop_rule validation_accuracy and stop_task go together: set both, or neither"
-        raise SpecError(_source(spec, "stop_rule" if training.stop_task is None else "stop_task"), message)
-    if training.updates_per_rollout == 1 and (known.needs_ratio or (known.reads and training.epsilon_high is not None)):
-        what = "epsilon_high" if training.epsilon_high is not None else "method"
-        said = f"epsilon_high of {method}" if what == "epsilon_high" else method
-        message = f"{said} does nothing with one update per rollout: set `steps_per_generation` or `num_iterations` above 1"
-        raise SpecError(_source(spec, what), message)
-
-
 # -- points -----------------------------------------------------------------------------------------------------
+
+
+def _part_points(part: Part, parents: Sequence[Config], times: int) -> list[tuple[str | None, Fields]]:
+    """(arm, field values) of a stage's points, of which every start of its runs is an axis; or of a spec without stages."""
+    spec = part.spec
+    refuse_double(spec)
+    starts = part.starts(parents)
+    points = [
+        _resolved(spec, part.name or arm, {**fields, **start})
+        for arm, fields in _points(spec, times * len(starts))
+        for start in starts
+    ]
+    points = _excluded(spec, points)
+    if not points:
+        raise SpecError(("exclude",), "the spec expands to nothing: every point is excluded")
+    if part.name and any(fields["method"] == "external" for _, fields in points):
+        raise SpecError(("stages", part.name), "a trainer of your own cannot be part of a chain: its checkpoints are its own")
+    return points
 
 
 def _points(spec: Spec, times: int) -> Iterator[tuple[str | None, Fields]]:
@@ -171,7 +163,7 @@ def _points(spec: Spec, times: int) -> Iterator[tuple[str | None, Fields]]:
     axes = [_axis(name, raw, ("axes", name)) for name, raw in spec.axes.items() if name not in fixed]
     blocks = [_block(rows, ("zip", i)) for i, rows in enumerate(spec.zip)]
     blocks = [[{k: v for k, v in row.items() if k not in fixed} for row in rows] for rows in blocks]
-    outer = _with_random(axes + blocks, spec.random, set(fixed))
+    outer = with_random(axes + blocks, spec.random, set(fixed))
     arms = _arms(spec)
     runs = times * sum(math.prod(map(len, (*outer, *inner))) for _, inner in arms)
     if runs > MAX_RUNS:
@@ -220,30 +212,6 @@ def _block(block: dict[str, Any], path: Path_) -> list[Fields]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _with_random(blocks: list[list[Fields]], draw: Random | None, fixed: set[str]) -> list[list[Fields]]:
-    """Random points join the product of the axes they name as further rows; with no such axis they are an axis."""
-    if draw is None:
-        return blocks
-    names = [n for n in draw.fields if n not in fixed]
-    if not names:
-        return blocks
-    if draw.count > MAX_RUNS:
-        raise SpecError(("random", "count"), f"{draw.count:,} points; the limit is {MAX_RUNS:,}")
-    touched = [rows for rows in blocks if any(n in row for row in rows for n in names)]
-    for rows in touched:
-        for name in rows[0]:
-            if name not in names:
-                raise SpecError(("random", "fields"), f"must also draw `{name}`, which advances together with a field drawn here")
-    merged = [{k: v for row in rows for k, v in row.items()} for rows in itertools.product(*touched)] if touched else []
-    missing = [n for n in names if touched and n not in merged[0]]
-    if missing:
-        raise SpecError(
-            ("random", "fields", missing[0]), f"`{missing[0]}` has no axis while `{', '.join(merged[0])}` has: give all or none"
-        )
-    points = [{n: drawn(draw, n, i) for n in names} for i in range(draw.count)]
-    return [*(rows for rows in blocks if rows not in touched), merged + points]
-
-
 # -- from points to configs ---------------------------------------------------------------------------------------
 
 
@@ -274,58 +242,12 @@ def _excluded(spec: Spec, points: list[tuple[str | None, Fields]]) -> list[tuple
     return points
 
 
-def _refuse_double(spec: Spec) -> None:
-    """A field has one source: an axis, one zip block, or a link (arms and the command line may override the base)."""
-    seen: dict[str, Path_] = {}
-    sources: list[tuple[Path_, Any]] = [
-        (("axes",), spec.axes),
-        *((("zip", i), b) for i, b in enumerate(spec.zip)),
-        (("link",), spec.link),
-    ]
-    for path, names in sources:
-        for name in names:
-            if name in seen:
-                raise SpecError((*path, name), f"`{name}` is already set under `{'.'.join(map(str, seen[name]))}`")
-            seen[name] = path
-    for target, source in spec.link.items():
-        if source in spec.link:
-            raise SpecError(("link", target), f"`{source}` is a link itself: a link needs a field with a value of its own")
-    for name in spec.random.fields if spec.random else ():
-        if name in spec.link:
-            raise SpecError(("random", "fields", name), f"`{name}` is already set under `link`")
-        seen[name] = ("random", "fields")
-    for arm, fields in spec.arms.items():
-        for name in fields:
-            if name in seen:
-                raise SpecError(("arms", arm, name), f"`{name}` is already set under `{'.'.join(map(str, seen[name]))}`")
-    for name in spec.base:
-        if name in seen:
-            raise SpecError(("base", name), f"`{name}` is also set under `{'.'.join(map(str, seen[name]))}`: keep one")
-
-
-def _refuse_unread(spec: Spec, methods: set[str]) -> None:
-    """A field that no method of the spec reads would change nothing: a mistake."""
-    read = frozenset().union(*(reads(m) for m in methods))
-    sources: list[tuple[Path_, Any]] = [(("base",), spec.base), (("axes",), spec.axes), (("link",), spec.link)]
-    sources += [(("zip", i), block) for i, block in enumerate(spec.zip)]
-    sources += [(("arms", name), fields) for name, fields in spec.arms.items()]
-    if spec.random:
-        sources.append((("random", "fields"), spec.random.fields))
-    sources.append(((), [name for name in spec.overrides if name not in COUNTS]))
-    for path, names in sources:
-        for name in names:
-            if not is_field(name):
-                check_field(name, None, (*path, name))
-            if not read_by(name, read):
-                raise SpecError((*path, name), f"nobody reads `{name}`: not a field of method {', '.join(sorted(methods))}")
-
-
 def _config(spec: Spec, fields: Fields, find_prompt: Callable[[Any], Found], find_model: Callable[[Any], str]) -> Config:
     read, known = reads(fields["method"]), KNOWN[fields["method"]]
     values = {k: v for k, v in fields.items() if read_by(k, read)}
     own = values.get("command") is not None
     if "answer" in values and not own:
-        raise SpecError(_source(spec, "answer"), "comes with the prompt: `prompt: {text: ..., answer: ...}`")
+        raise SpecError(source_of(spec, "answer"), "comes with the prompt: `prompt: {text: ..., answer: ...}`")
     for needed in ("command",) if fields["method"] == "external" else () if own else ("model_name_or_path", "prompt"):
         if values.get(needed) is None:
             raise SpecError(("base",), f"no `{needed}`: set it under `base:` or as an axis")
@@ -361,27 +283,14 @@ def _blamed(spec: Spec, name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise SpecError(_source(spec, name), str(error)) from None
+        raise SpecError(source_of(spec, name), str(error)) from None
     except OSError as error:
         what = "the model" if name == "model_name_or_path" else name
-        raise SpecError(_source(spec, name), f"{what} cannot be read: {error.strerror}") from None
+        raise SpecError(source_of(spec, name), f"{what} cannot be read: {error.strerror}") from None
 
 
 def _model(name: str, revision: str | None) -> str:
     return model_key(name, revision)
-
-
-def _source(spec: Spec, name: str) -> Path_:
-    """Where the document, or the command line, sets a field, for a message."""
-    if name in spec.overrides:
-        return (name,)
-    for path, names in ((("axes",), spec.axes), *((("zip", i), b) for i, b in enumerate(spec.zip))):
-        if name in names:
-            return (*path, name)
-    for arm, fields in spec.arms.items():
-        if name in fields:
-            return ("arms", arm, name)
-    return ("base", name)
 
 
 def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ...]:

@@ -50,8 +50,11 @@ def report_undone(done: Result, console: Console) -> None:
     sweep = done.sweep.sweep
     if done.failed:
         console.print(f"{done.failed:,} runs failed; `emsweep status {sweep}` says why, `emsweep retry {sweep}` forgives them")
-    if done.undone:
-        console.print(f"{done.undone:,} runs were cancelled meanwhile; the same command trains them")
+    blocked = done.view.blocked
+    for run, why in list(blocked.items())[:1]:
+        console.print(f"{len(blocked):,} runs could not start; of {run} {why}. `emsweep status {sweep}` lists them")
+    if done.undone > len(blocked):
+        console.print(f"{done.undone - len(blocked):,} runs were cancelled meanwhile; the same command trains them")
 
 
 def _shortest(path: str) -> str:

@@ -74,7 +74,8 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
     if isinstance(spec.seeds, SeedBudget) and not stopped:
         said += f". {saving(spec.seeds, look(spec.seeds, manifest, view, sweep))}"
     console.print(said)
-    complete = not stopped and not view.count(RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.NEW, RunStatus.INTERRUPTED)
+    left = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.NEW, RunStatus.INTERRUPTED, RunStatus.WAITING, RunStatus.BLOCKED)
+    complete = not stopped and not view.count(*left)
     notify(site.on_done if complete else site.on_stop, sweep, view, said, console)
 
 
@@ -104,6 +105,8 @@ def summary(sweep: SweepDir, view: View, stopped: str = "") -> str:
     diverged = view.count(RunStatus.DIVERGED)
     said = f"{sweep.sweep}: {view.done:,} of {len(view.states):,} runs done"
     said += f" ({diverged:,} diverged)" if diverged else ""
+    why = next(iter(view.blocked.values()), "")
+    rest += f" ({why})" if why else ""
     return said + (f", {rest}" if rest else "") + (f"; stopped: {stopped}" if stopped else "")
 
 

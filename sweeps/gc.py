@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from em_core.errors import UserError
 from em_core.journal import JobTry, RunStatus, SweepDir, read_records, sweeps_under
 from em_core.lock import locked
 from launchers.base import JobState
+from sweeps.chains import Checkpoint, needed_starts
 from sweeps.manifest import Manifest, find_sweep, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import View
@@ -48,12 +49,13 @@ class Litter:
 @dataclass
 class Found:
     """What may go with its `bytes`, and how much was left alone: runs of jobs that may be alive, checkpoints that are still
-    to be evaluated, copies of the code while jobs are unfinished."""
+    to be evaluated, those that runs still to be trained start from, copies of the code while jobs are unfinished."""
 
     litter: list[Litter] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     live: int = 0
     wanted: int = 0
+    starts: int = 0
     code_in_use: int = 0
 
 
@@ -71,6 +73,7 @@ def find_litter(root: Path, name: str | None, keep: Keep | None, remove: bool) -
     found = Found()
     with ExitStack() as locks:
         busy = False
+        starts = _needed(root)
         for sweep in sweeps:
             if remove:
                 locks.enter_context(locked(sweep.lock, f"sweep {sweep.sweep} is being changed"))
@@ -78,7 +81,7 @@ def find_litter(root: Path, name: str | None, keep: Keep | None, remove: bool) -
             manifest = read_manifest(sweep)
             view = observer.look(manifest)
             busy = busy or bool(view.live) or _follow_up_waits(observer)
-            _look(observer, manifest, view, keep or _own_keep(sweep, manifest), found)
+            _look(observer, manifest, view, keep or _own_keep(sweep, manifest), starts, found)
         if not name:
             _old_code(root, busy, found)
         if remove:  # a hidden name now, so that nobody takes half of it for a checkpoint; deleted when the locks are free
@@ -106,7 +109,19 @@ def _own_keep(sweep: SweepDir, manifest: Manifest) -> Keep:
     return str(keep)
 
 
-def _look(observer: Observer, manifest: Manifest, view: View, keep: Keep, found: Found) -> None:
+def _needed(root: Path) -> set[Checkpoint]:
+    """Checkpoints that runs of any sweep start from, as long as these have no outcome."""
+    found: set[Checkpoint] = set()
+    for sweep in sweeps_under(root):
+        manifest = read_manifest(sweep)
+        if any(c.training.parent for c in manifest.configs.values()):
+            states = Observer(sweep).look(manifest).states
+            left = (r for r, s in states.items() if not s.is_outcome() and s is not RunStatus.EXCLUDED)
+            found.update(needed_starts(manifest, left))
+    return found
+
+
+def _look(observer: Observer, manifest: Manifest, view: View, keep: Keep, starts: Collection[Checkpoint], found: Found) -> None:
     """Judge every run's folder of one sweep."""
     sweep = observer.sweep
     folders = sorted(p for p in sweep.checkpoints.glob("*") if p.is_dir()) if sweep.checkpoints.is_dir() else []
@@ -131,6 +146,8 @@ def _look(observer: Observer, manifest: Manifest, view: View, keep: Keep, found:
             for step in sorted(steps.keys() - kept_steps(steps, keep, accuracies.get(run_id, {}))):
                 if step in wanted:
                     found.wanted += 1
+                elif (run_id, step) in starts:
+                    found.starts += 1
                 else:
                     found.litter.append(Litter(steps[step], NOT_KEPT))
         # A run that is not done goes on from what is here, or writes it again.
@@ -213,6 +230,8 @@ def print_litter(found: Found, removed: bool, console: Console) -> None:
         console.print(f"left alone: {found.live:,} runs of jobs that may still be writing")
     if found.wanted:
         console.print(f"left alone: {found.wanted:,} checkpoints that are still to be evaluated (`emsweep run` does it)")
+    if found.starts:
+        console.print(f"left alone: {found.starts:,} checkpoints from which runs that are still to be trained will start")
     if found.code_in_use:
         console.print(f"left alone: {found.code_in_use:,} copies of the code, while jobs are unfinished")
     total = f"{len(found.litter):,} files and folders, {sum(found.bytes) / 1e6:,.1f} MB"

@@ -63,7 +63,7 @@ def play_round(
     """One round; the caller holds the sweep's lock. Raises `Fault` where the sweep was stopped, its budget is used
     up or the scheduler refuses.
 
-    `without`: runs to leave alone. `revive`: hand out again what a person cancelled.
+    `without`: runs to leave alone. `revive`: hand out again what a person cancelled, and what was trained again in vain.
     """
     refuse_halted(sweep)
     observer.settle(spec.retries.limits())
@@ -78,7 +78,7 @@ def play_round(
     grown = len(manifest.runs) - known
     todo = [(r, need) for r, need in todo_of(view, retrain) if r not in without]
     if not revive:
-        todo = [(r, need) for r, need in todo if view.states[r] is not RunStatus.CANCELLED]
+        todo = [(r, n) for r, n in todo if view.states[r] is not RunStatus.CANCELLED and not (view.again.get(r) and not n)]
     if not todo:
         return Round(manifest, view, (), frozenset(), 0, grown)
     expected = expected_seconds(sweep, manifest.configs, spec, launcher.name, manifest.wanted_evaluations)

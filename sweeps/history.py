@@ -100,7 +100,7 @@ def _of_journal(sweep: SweepDir, manifest: Manifest, path: Path, models: Collect
                 r.get("figures") or {},
                 None if device in ("none", "external") else device != "cpu",
                 first,
-                _answered(manifest, start.get("measures", ()), first),
+                _answered(manifest, start.get("measures", ()), first or config.training.parent is not None),
                 execution,
                 sweep.sweep.endswith(SMOKE),
             )
@@ -133,7 +133,7 @@ def answer_tokens(evaluations: Collection[EvaluationSteps], t: TrainingConfig) -
     for _, evaluation, steps in evaluations:
         tokens = _tokens(evaluation) or 0.0
         for step in steps_within(steps, t.max_steps):
-            if _is_shared(evaluation, step):
+            if _is_shared(evaluation, step) and t.parent is None:
                 shared += tokens
             else:
                 own += tokens

@@ -22,7 +22,7 @@ from sweeps.observe import sharing
 from sweeps.reconcile import View
 from sweeps.seeds import SeedBudget
 
-FINAL = (RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.EXCLUDED)
+FINAL = (RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.BLOCKED, RunStatus.EXCLUDED)
 
 
 class Verdict(StrEnum):

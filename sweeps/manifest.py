@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from em_core.config import Evaluation, TrainingConfig
+from em_core.config import Evaluation, TrainingConfig, run_id
 from em_core.errors import UserError
 from em_core.journal import Record, SweepDir, append_batch, read_records, sweeps_under
 from sweeps.complaints import unknown
-from sweeps.expand import Config, EvaluationSteps, Expansion
+from sweeps.expand import Config, EvaluationSteps, Expansion, Wanted
 from sweeps.prompts import store_sets
 
 LEFT_THE_SPEC = "no longer in the spec"
@@ -20,8 +20,8 @@ LEFT_THE_SPEC = "no longer in the spec"
 BACK_IN_THE_SPEC = "back in the spec"
 SEED_BUDGET, CONFIRM = "seed-budget", "confirm"
 """Why runs are wanted that no spec names: a look found that a config needs them, or they confirm what was chosen."""
-EXPLORE = "explore"
-"""The stage of all runs but those that confirm."""
+EXPLORE, PARENT = "explore", "parent"
+"""The stage of all runs but those that confirm, and of those from which these start."""
 
 
 @dataclass
@@ -111,10 +111,12 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
             fields = {"config_id": c.config_id, "model": c.model, "prompt_name": c.prompt_name}
             batch.append(("config", {**fields, "training": c.training.model_dump()}))
     known = {(r.run_id, arm) for r in before.runs.values() for arm in r.arms}
-    for w in expansion.runs:
-        if (w.run_id, w.arm) not in known:
-            who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "repeat": w.repeat, "arm": w.arm}
-            batch.append(("run", {**who, "stage": CONFIRM if why == CONFIRM else EXPLORE, "why": why, "t": now}))
+    parents = missing_parents(before, expansion.runs)
+    for stage, runs in ((PARENT, parents), (CONFIRM, expansion.runs)):
+        for w in runs:
+            if (w.run_id, w.arm) not in known:
+                who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "repeat": w.repeat, "arm": w.arm}
+                batch.append(("run", {**who, "stage": stage if why == CONFIRM else EXPLORE, "why": why, "t": now}))
     if why == "spec":
         asked = asked_by(before, expansion)
         for run in before.runs.values():
@@ -124,6 +126,24 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
             if reason == LEFT_THE_SPEC and run_id in asked:
                 batch.append(("include", {"run_id": run_id, "reason": BACK_IN_THE_SPEC, "t": now}))
     return batch
+
+
+def missing_parents(before: Manifest, wanted: Collection[Wanted]) -> list[Wanted]:
+    """The runs that children among `wanted` start from and that nobody asked for yet, those furthest up first.
+
+    A seed budget or a confirmation asks for a seed of some config, and knows nothing of chains.
+    """
+    asked = {w.run_id for w in wanted} | before.runs.keys()
+    arms = {r.config_id: r.arms[0] for r in before.runs.values()}
+    found: dict[str, Wanted] = {}
+    for w in wanted:
+        config, above = w.config, []
+        while config.training.parent and (parent := before.configs.get(config.training.parent)):
+            who = (run_id(parent.config_id, w.seed, w.repeat), parent, w.seed, arms.get(parent.config_id), w.repeat)
+            above.append(Wanted(*who))
+            config = parent
+        found |= {p.run_id: p for p in reversed(above) if p.run_id not in asked}
+    return list(found.values())
 
 
 def asked_by(manifest: Manifest, expansion: Expansion) -> set[str]:

@@ -24,6 +24,7 @@ from launchers.base import JobState, Launcher
 from launchers.causes import NODE_FAILURE
 from launchers.local import LocalLauncher
 from launchers.slurm import SlurmLauncher
+from sweeps.chains import Checkpoint, folders, needed_starts
 from sweeps.ends import JobEnd, closed, read_end, settle
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.reconcile import SubmittedJob, View, reconcile
@@ -49,6 +50,7 @@ class Observer:
         self._readers: dict[Path, tuple[JobTryReader, int, JobTry]] = {}
         self._asked: dict[str, tuple[float, dict[str, JobState]]] = {}
         self._elsewhere: tuple[int, dict[str, Attempt]] = (-1, {})
+        self._starts: tuple[set[str], list[SweepDir]] = (set(), [])
         self._submissions: tuple[int, list[Record]] = (-1, [])
 
     def look(self, manifest: Manifest | None = None, every: float = 0.0) -> View:
@@ -59,8 +61,10 @@ class Observer:
         states = self._states(jobs, tries, every)
         if self._elsewhere[0] != len(manifest.runs):  # a manifest only grows
             self._elsewhere = len(manifest.runs), _done_elsewhere(self.sweep, manifest)
+            self._starts = parents_and_homes(self.sweep, manifest)
         checkpoints = _checkpoints(self.sweep, manifest.runs) if self.sweep.checkpoints.is_dir() else {}
-        return reconcile(manifest, tries, jobs, states, checkpoints, self._elsewhere[1])
+        parents, homes = self._starts
+        return reconcile(manifest, tries, jobs, states, checkpoints, self._elsewhere[1], folders(homes, parents))
 
     def settle(self, limits: Mapping[str, int]) -> None:
         """Record how the jobs that are over ended. The caller holds the sweep's lock."""
@@ -177,6 +181,18 @@ class Observer:
 
     def _intent_time(self, token: str) -> float:
         return next(float(r["t"]) for r in self._records() if r["kind"] == "intent" and r["token"] == token)
+
+
+def parents_and_homes(sweep: SweepDir, manifest: Manifest) -> tuple[set[str], list[SweepDir]]:
+    """The runs from which runs of this sweep start, and the sweeps that may hold their checkpoints: this one first."""
+    parents = {run for run, _ in needed_starts(manifest, manifest.runs)}
+    return parents, [sweep, *sharing(sweep, dict.fromkeys(parents))] if parents else []
+
+
+def start_folders(sweep: SweepDir, manifest: Manifest) -> dict[Checkpoint, str]:
+    """Where the checkpoints lie that runs of this sweep start from, below the root."""
+    parents, homes = parents_and_homes(sweep, manifest)
+    return folders(homes, parents)
 
 
 def _checkpoints(sweep: SweepDir, runs: Iterable[str]) -> dict[str, set[int]]:

@@ -21,6 +21,7 @@ from sweeps.observe import Observer
 from sweeps.reconcile import Need, View
 from sweeps.seeds import SeedBudget
 from sweeps.spec import Spec
+from sweeps.stages import after_of, steps_of
 from sweeps.submit import PlannedJob, expected_seconds, local_slots, on_this_machine, pack, uses_gpu
 from sweeps.yamlfile import SpecError
 
@@ -53,10 +54,14 @@ class Plan:
     queued: int
     failed: int
     interrupted: int
+    waiting: int
+    blocked: int
     excluded: int
+    stages: dict[str, dict[str, Any]]
     codes: list[CodeRuns]
     to_train: int
     to_evaluate: int
+    again: int
     unmeasured: int
     jobs: int
     runs_per_job: int
@@ -88,15 +93,19 @@ def spec_fields(spec: Spec) -> dict[str, Any]:
     """What the manifest remembers of the spec itself."""
     overrides = [f"{k}={v}" for k, v in sorted(spec.overrides.items())]
     path = str(spec.document.path.resolve())
-    said = {"spec": spec.document.text, "spec_path": path, "overrides": overrides}
+    said = {"spec": spec.document.text, "spec_path": path, "overrides": overrides, "stages": after_of(spec) or None}
     budget = spec.seeds if isinstance(spec.seeds, SeedBudget) else None
     looks = {"seed_looks": list(budget.looks), "half_width": budget.until.half_width} if budget else {}
     return {**said, "sets": list(spec.sets), "keep": spec.keep, **{k: looks.get(k) for k in ("seed_looks", "half_width")}}
 
 
 def todo_of(view: View, retrain: bool) -> list[tuple[str, Need]]:
-    """(run, need) pairs to hand out; `retrain` also trains again what lacks a measurement and kept no checkpoint."""
-    again = dict.fromkeys(view.unmeasured if retrain else ())
+    """(run, need) pairs to hand out; `retrain` also trains again what lacks a measurement and kept no checkpoint.
+
+    What would start from a checkpoint that is gone comes after the run that makes it again.
+    """
+    again = dict.fromkeys(view.again)
+    again |= {r: None for run in view.unmeasured if retrain and (r := view.unready.get(run, run)) is not None}
     return [(r, ()) for r in (*view.train, *again)] + [(r, n) for r, n in view.evaluate.items() if r not in again]
 
 
@@ -118,6 +127,7 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
     configs = {c.config_id: c for c in expansion.configs}
     seconds = expected_seconds(sweep, configs, spec, launcher, manifest.wanted_evaluations)
     todo = todo_of(view, retrain)
+    todo += [(r, ()) for r, state in view.states.items() if state is RunStatus.WAITING and r not in dict(todo)]
     jobs = pack(manifest, todo, spec, launcher, {c: s.middle for c, s in seconds.items()})
     peaks = history.peaks(root, {c.model for c in expansion.configs}, uses_gpu(spec, launcher))
     memory = price.memory(expansion.configs, spec, peaks)
@@ -141,10 +151,14 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         queued=here.count(RunStatus.QUEUED),
         failed=here.count(RunStatus.FAILED),
         interrupted=here.count(RunStatus.INTERRUPTED, RunStatus.CANCELLED),
+        waiting=here.count(RunStatus.WAITING),
+        blocked=here.count(RunStatus.BLOCKED),
         excluded=here.count(RunStatus.EXCLUDED),
+        stages=_stages(spec, expansion, here),
         codes=done_under(observer, here),
         to_train=sum(not need for _, need in todo),
         to_evaluate=sum(len(need) for _, need in todo),
+        again=len(view.again),
         unmeasured=len(view.unmeasured),
         jobs=len(jobs),
         runs_per_job=max((len(j.runs) for j in jobs), default=0),
@@ -160,6 +174,17 @@ def make_plan(spec: Spec, expansion: Expansion, root: Path, launcher: str, retra
         fields=price.varied_fields(expansion.configs),
         head=_head(expansion),
     )
+
+
+def _stages(spec: Spec, expansion: Expansion, view: View) -> dict[str, dict[str, Any]]:
+    """Stage -> the one it comes after and from which steps, its configs and runs (a run may be in several), and those done."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, after in after_of(spec).items():
+        runs = [w for w in expansion.runs if w.arm == name]
+        done = sum(view.states[w.run_id].is_outcome() for w in runs if w.run_id in view.states)
+        told = {"after": after, "from_step": steps_of(spec.stages[name]) if after else None}
+        found[name] = {**told, "configs": len({w.config.config_id for w in runs}), "runs": len(runs), "done": done}
+    return found
 
 
 def _workers(jobs: Sequence[PlannedJob], spec: Spec, launcher: str) -> int:
@@ -257,6 +282,7 @@ def _shown(config: Config, fields: Sequence[str]) -> dict[str, Any]:
 def print_plan(plan: Plan, console: Console) -> None:
     """The plan for a person."""
     states = [("new", plan.new), ("done", plan.done), ("running", plan.running), ("queued", plan.queued)]
+    states += [("waiting for their parents", plan.waiting), ("blocked by a parent", plan.blocked)]
     states += [("failed", plan.failed), ("interrupted", plan.interrupted), ("excluded", plan.excluded)]
     said = ", ".join(f"{n:,} {word}" for word, n in states if n) or "nothing"
     console.print(f"{plan.sweep}: {size_text(plan)}: {said}", soft_wrap=True)
@@ -269,6 +295,14 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  {plan.diverged:,} of the done runs diverged (non-finite loss)", soft_wrap=True)
     for code in plan.codes:
         console.print(f"  {code}", soft_wrap=True)
+    for name, told in plan.stages.items():
+        steps = ", ".join(map(str, told["from_step"] or ()))
+        after = f" after {told['after']} (from step {steps})" if told["after"] else ""
+        configs = f"{told['configs']:,} config{'s' * (told['configs'] != 1)}"
+        console.print(f"  stage {name}{after}: {configs}, {told['runs']:,} runs, {told['done']:,} done", soft_wrap=True)
+    if plan.again:
+        said = f"{plan.again:,} done runs are trained again: runs that start from them need a checkpoint that is not there"
+        console.print(f"  {said}", soft_wrap=True)
     if plan.unmeasured:
         console.print(
             f"  {plan.unmeasured:,} done runs lack a measurement and kept no checkpoint: `--retrain` trains them again",

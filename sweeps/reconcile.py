@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from em_core.config import steps_within
 from em_core.journal import Attempt, JobTry, RunStatus, winner
 from launchers.base import JobState
-from launchers.causes import CANCELLED, HOST_MEMORY
+from launchers.causes import CANCELLED, HOST_MEMORY, PARENT_GONE
+from sweeps.chains import Checkpoint, Starts, Verdict
 from sweeps.manifest import Manifest
 
 Need = tuple[tuple[str, int], ...]
@@ -40,6 +41,9 @@ class View:
 
     `live` and `unheard` are names of jobs that may still do something; of the latter the scheduler says nothing.
     `troubles` counts the bad luck of runs to train, by cause; `tried` counts all attempts of the sweep.
+    `again` are runs that are done and to be trained again for a checkpoint that children start from; True: it was
+    made often enough, and is gone all the same. `blocked` says of runs that cannot start why. `unready` names, for those of
+    `unmeasured` whose start is gone, the run to train again first (None: there is none now).
     """
 
     states: Mapping[str, RunStatus]
@@ -51,6 +55,9 @@ class View:
     unheard: frozenset[str] = frozenset()
     troubles: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tried: int = 0
+    again: Mapping[str, bool] = field(default_factory=dict)
+    blocked: Mapping[str, str] = field(default_factory=dict)
+    unready: Mapping[str, str | None] = field(default_factory=dict)
 
     def count(self, *states: RunStatus) -> int:
         return sum(s in states for s in self.states.values())
@@ -68,12 +75,14 @@ def reconcile(
     job_states: Mapping[str, JobState],
     checkpoints: Mapping[str, Collection[int]] | None = None,
     done_elsewhere: Mapping[str, Attempt] | None = None,
+    starts: Collection[Checkpoint] = (),
 ) -> View:
     """Judge every wanted run and say which to train and which kept checkpoints to evaluate.
 
     `job_states`: by job name, from the launchers; a job without an entry is unknown and waited for.
     `checkpoints`: for runs that lack a measurement, the steps whose checkpoints were kept.
     `done_elsewhere`: winners of the same runs in other sweeps of this root; a run is trained once.
+    `starts`: checkpoints of parents, anywhere under the root.
     """
     attempts: dict[str, list[Attempt]] = {}
     finished_jobs: set[str] = set()
@@ -98,6 +107,7 @@ def reconcile(
     evaluate: dict[str, Need] = {}
     unmeasured: list[str] = []
     bad_luck: dict[str, Mapping[str, int]] = {}
+    chains = Starts(manifest, states, attempts, promised, starts)
     for run_id in manifest.runs:
         mine = attempts.get(run_id, [])
         best = winner(mine) or (done_elsewhere or {}).get(run_id)
@@ -113,7 +123,7 @@ def reconcile(
                 kept = (checkpoints or {}).get(run_id, ())
                 # An evaluation that failed is not repeated by itself either.
                 failed = sum(a.status is RunStatus.FAILED for a in mine) > manifest.forgiven.get(run_id, 0)
-                possible = () if failed else tuple((i, s) for i, s in need if s == 0 or s in kept)
+                possible = () if failed else tuple((i, s) for i, s in need if s in kept or (s == 0 and chains.is_there(run_id)))
                 if possible:
                     evaluate[run_id] = possible
                 if len(possible) < len(need):
@@ -127,9 +137,19 @@ def reconcile(
             train.append(run_id)
             if found := troubles(mine):
                 bad_luck[run_id] = found
+    # A parent may stand below its child in the manifest: children are judged when all else is known.
+    judged = {r: chains.judge(r) for r in (*train, *unmeasured)}
+    held = {r: judged[r] for r in train if judged[r].verdict is not Verdict.READY}
+    states |= {r: RunStatus(of.verdict) for r, of in held.items()}
+    again = {of.again: chains.in_vain(of.again) for of in held.values() if of.again}
+    blocked = {r: of.why for r, of in held.items() if of.verdict is Verdict.BLOCKED}
+    unready = {r: judged[r].again for r in unmeasured if judged[r].verdict is not Verdict.READY}
     unheard = frozenset(name for name in live if states_of[name] is JobState.UNKNOWN)
     tried = sum(len(of_run) for of_run in attempts.values())
-    return View(states, tuple(train), evaluate, tuple(unmeasured), frozenset(live), winners, unheard, bad_luck, tried)
+    return View(
+        states, tuple(r for r in train if r not in held), evaluate, tuple(unmeasured), frozenset(live), winners, unheard,
+        bad_luck, tried, again, blocked, unready,
+    )  # fmt: skip
 
 
 def troubles(mine: Iterable[Attempt]) -> Counter[str]:
@@ -148,8 +168,10 @@ def _unfinished(mine: list[Attempt], promised_by: set[str], forgiven: int) -> Ru
     if any(a.status is RunStatus.RUNNING and a.job in promised_by for a in mine):
         return RunStatus.RUNNING
     failures = sum(a.status is RunStatus.FAILED for a in mine)
-    # A job does not come back to what failed in it, nor to what needs more memory than it has.
-    handled = {a.job for a in mine if a.status in (RunStatus.FAILED, RunStatus.CANCELLED) or a.cause == HOST_MEMORY}
+    # A job does not come back to what failed in it, nor to what needs more memory than it has, or a parent.
+    handled = {
+        a.job for a in mine if a.status in (RunStatus.FAILED, RunStatus.CANCELLED) or a.cause in (HOST_MEMORY, PARENT_GONE)
+    }
     if promised_by - handled:
         return RunStatus.QUEUED
     if failures > forgiven:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from em_core.config import Execution
+from sweeps.yamlfile import SpecError
 
 
 class Resources(BaseModel):
@@ -27,3 +31,20 @@ class Resources(BaseModel):
     gpu: str | None = Field(
         None, description="The GPU the runs will meet (h100-80gb, a100-40gb, ...): the plan refuses what cannot fit."
     )
+
+
+def check_processes(execution: Execution, rules: Iterable[Resources]) -> None:
+    """Refuse processes that would have no GPU of their own, sharding among one, and machines without an equal share."""
+    processes, machines = execution.num_processes, execution.num_machines
+    if processes % machines:
+        share = f"{processes} processes (`num_processes`, of all machines together) cannot be spread equally over {machines}"
+        raise SpecError(("execution", "num_machines"), share)
+    if execution.fsdp and processes == 1:
+        raise SpecError(("execution", "fsdp"), "spreads the weights over several processes: set `num_processes` as well")
+    for rule in rules:
+        if machines > 1 and rule.slots_per_job > 1:
+            whole = "a run on several machines has its job to itself: leave `resources.slots_per_job` at 1"
+            raise SpecError(("execution", "num_machines"), whole)
+        if rule.gpus_per_run and rule.gpus_per_run < processes // machines:
+            gpus = f"`resources.gpus_per_run` is {rule.gpus_per_run}" + (" on each machine" if machines > 1 else "")
+            raise SpecError(("execution", "num_processes"), f"{processes} processes need a GPU each, and {gpus}")

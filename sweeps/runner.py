@@ -51,7 +51,7 @@ class Result:
 
     @property
     def undone(self) -> int:
-        """Runs that were wanted and have neither an outcome nor a failure: cancelled meanwhile."""
+        """Runs that were wanted and have neither an outcome nor a failure: cancelled meanwhile, or without a parent."""
         return len(self.view.states) - self.view.done - self.failed - self.view.count(RunStatus.EXCLUDED)
 
 
@@ -119,6 +119,8 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
         console.print("Nothing to submit.")
         return
     later = f" {done.left:,} runs wait for room in the queue or the budget, and follow later." if done.left else ""
+    if waiting := done.view.count(RunStatus.WAITING):
+        later += f" {waiting:,} runs wait for their parents, and follow when these are done."
     console.print(
         f"{len(done.jobs):,} jobs submitted.{later} `emsweep status {sweep.sweep} --watch` follows them.", soft_wrap=True
     )
@@ -178,7 +180,8 @@ def _rounds(
     while True:
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             # To train again for a measurement is done once; what a person cancels meanwhile stays cancelled.
-            again = set(observer.look(manifest).unmeasured) & handed
+            seen = observer.look(manifest)
+            again = {*seen.unmeasured, *filter(None, seen.unready.values())} & handed
             done = play_round(
                 spec, sweep, manifest, observer, observer.launchers[launcher], site,
                 retrain=retrain, without=again, revive=not ours,
@@ -199,7 +202,8 @@ def _rounds(
                 f"the jobs end before any run begins, {fruitless} times in a row; `emsweep logs {sweep.sweep}` shows their last "
                 "words. The same command tries again."
             )
-        _watch(observer, manifest, site, watching(console, sweep.sweep), wanted=done.left)
+        wanted = done.left + done.view.count(RunStatus.WAITING)
+        _watch(observer, manifest, site, watching(console, sweep.sweep), wanted)
         _refuse_faults(observer, sweep, ours)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from em_core.config import Evaluation, TrainingConfig, reads
+from em_core.config import CHAINED, Evaluation, TrainingConfig, reads
 from em_core.journal import SweepDir, disk_faults
 from em_core.prompts import PROMPTS, is_set, set_file
 from em_core.tasks import BUILT_IN, EXTERNAL
@@ -117,7 +117,7 @@ def _fields(c: Config, folder: Path) -> dict[str, Any]:
     """What an arm says to get this config with a single update."""
     usual = {name: f.default for name, f in TrainingConfig.model_fields.items()}
     read = reads(c.training.method)
-    said = {k: v for k, v in c.training.flat().items() if read_by(k, read) and v != usual.get(k)}
+    said = {k: v for k, v in c.training.flat().items() if read_by(k, read) and v != usual.get(k) and k not in CHAINED}
     own = c.training.method == "external"  # is told its answer as a field, not with a prompt that it may know otherwise
     prompt = _prompt(c, folder, None if own else c.training.answer)
     said = said if own else {k: v for k, v in said.items() if k != "answer"}

@@ -17,15 +17,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from em_core.config import PARAMS, Execution, Strict, TrainingConfig
+from em_core.config import CHAINED, PARAMS, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from sweeps.complaints import complaint, said_as, unknown
 from sweeps.own import wrong_param
-from sweeps.resources import Resources
+from sweeps.resources import Resources, check_processes
 from sweeps.retries import Retries
 from sweeps.seeds import SeedBudget, Seeds, Until
 from sweeps.site import Site
+from sweeps.stages import Random, Stage, check_stages, condition_of
 from sweeps.variants import for_model
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
 
@@ -62,17 +63,6 @@ class EvaluateEntry(Strict):
     limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
 
 
-class Random(Strict):
-    """Points drawn from distributions. They stand beside the values of the axes they name, and multiply the others."""
-
-    count: int = Field(ge=1, description="Points to draw (count). More later keeps the earlier ones.")
-    seed: int = Field(0, ge=0, description="Seed of the draws (any number).")
-    fields: dict[str, dict[str, list[Any]]] = Field(
-        min_length=1,
-        description="Field: {uniform: [low, high]}, {loguniform: [low, high]}, {randint: [low, high]} or {choice: [...]}.",
-    )
-
-
 class Spec(Strict):
     """A sweep: what is trained, with which seeds, and what is measured."""
 
@@ -93,6 +83,7 @@ class Spec(Strict):
     arms: dict[str, dict[str, Any]] = Field({}, description="Named alternatives; lists inside an arm are its own axes.")
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out; each rule must match some.")
     random: Random | None = Field(None, description="Random points beside the grid.")
+    stages: dict[str, Stage] = Field({}, description="Chains: runs that start from the weights of others, stage by stage.")
     seeds: Seeds = Field(description="Replicates: a count (seeds 0, 1, ...), a list of seeds, or a budget.")
     repeats: int = Field(1, ge=1, description="How often each seed is run: what differs is the hardware's noise (count).")
     evaluate: list[EvaluateEntry] = Field([], description="Measurements.")
@@ -176,11 +167,12 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
         spec = _validated(Spec, data)
         if "threads" in spec.execution.model_fields_set:
             raise SpecError(("execution", "threads"), "follows `resources.cpus_per_run`: set that")
-        rules = _resource_rules(spec, site or Site())
-        _check_processes(spec.execution, rules)
+        check_stages(spec)
+        spec._document, spec._overrides, spec._sets = document, overrides, sets
+        spec._rules = _resource_rules(spec, site or Site())
+        check_processes(spec.execution, spec._rules)
     except SpecError as mistake:
         raise document.error(mistake) from None
-    spec._document, spec._overrides, spec._rules, spec._sets = document, overrides, rules, sets
     return spec
 
 
@@ -236,7 +228,7 @@ def unknown_field(name: str) -> str:
         return f"`{name}` does not change the weights: put it under `execution:`"
     if name in Resources.model_fields or name.startswith("slurm_"):
         return f"`{name}` does not change the weights: put it under `resources:`"
-    return unknown("field", name, TrainingConfig.model_fields)
+    return unknown("field", name, [f for f in TrainingConfig.model_fields if f not in CHAINED])
 
 
 def matches(rule: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
@@ -318,6 +310,7 @@ def _unknown_key(model: type[BaseModel], path: Path_) -> str:
         "execution": Execution,
         "random": Random,
         "retries": Retries,
+        "stages": Stage,
     }
     siblings = next((m for part, m in inner.items() if part in path[:-1]), model).model_fields
     if model is Spec and len(path) == 1 and name in TrainingConfig.model_fields:
@@ -347,24 +340,24 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
         raise UserError(f"--set {key}: {unknown('field', key, [*known, *(f'resources.{f}' for f in Resources.model_fields)])}")
 
 
-def _check_processes(execution: Execution, rules: Iterable[Resources]) -> None:
-    """Refuse processes that would have no GPU of their own, sharding among one, and machines without an equal share."""
-    processes, machines = execution.num_processes, execution.num_machines
-    if processes % machines:
-        share = f"{processes} processes (`num_processes`, of all machines together) cannot be spread equally over {machines}"
-        raise SpecError(("execution", "num_machines"), share)
-    if execution.fsdp and processes == 1:
-        raise SpecError(("execution", "fsdp"), "spreads the weights over several processes: set `num_processes` as well")
-    for rule in rules:
-        if machines > 1 and rule.slots_per_job > 1:
-            whole = "a run on several machines has its job to itself: leave `resources.slots_per_job` at 1"
-            raise SpecError(("execution", "num_machines"), whole)
-        if rule.gpus_per_run and rule.gpus_per_run < processes // machines:
-            gpus = f"`resources.gpus_per_run` is {rule.gpus_per_run}" + (" on each machine" if machines > 1 else "")
-            raise SpecError(("execution", "num_processes"), f"{processes} processes need a GPU each, and {gpus}")
-
-
 def _resource_rules(spec: Spec, site: Site) -> tuple[Resources, ...]:
+    """Those of stages, each over the spec's for all others; then the spec's."""
+    rules = _spec_rules(spec, site)
+    usual = rules[-1].model_dump(exclude={"when"}, exclude_unset=True)
+    own = {name: stage.resources for name, stage in spec.stages.items() if stage.resources}
+    for name, said in own.items():
+        if "when" in said:
+            raise SpecError(("stages", name, "resources", "when"), "belongs to the rules of the spec's own `resources`")
+    for name in own:
+        for field, value in condition_of(spec, name).items():
+            check_field(field, value, ("stages", name, "base", field))
+    stages = [
+        _resources(usual, {**said, "when": condition_of(spec, name)}, ("stages", name, "resources")) for name, said in own.items()
+    ]
+    return (*stages, *rules)
+
+
+def _spec_rules(spec: Spec, site: Site) -> tuple[Resources, ...]:
     """The spec's rules over the site's defaults. All but the last have a `when`, or some could never be reached."""
     defaults = site.slurm_defaults()
     if not isinstance(spec.resources, list):

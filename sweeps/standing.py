@@ -25,8 +25,8 @@ from sweeps.site import Site
 from sweeps.spec import load_site
 
 ORDER = (
-    RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.RUNNING, RunStatus.QUEUED, RunStatus.NEW, RunStatus.FAILED,
-    RunStatus.INTERRUPTED, RunStatus.CANCELLED, RunStatus.EXCLUDED,
+    RunStatus.COMPLETED, RunStatus.DIVERGED, RunStatus.RUNNING, RunStatus.QUEUED, RunStatus.NEW, RunStatus.WAITING,
+    RunStatus.BLOCKED, RunStatus.FAILED, RunStatus.INTERRUPTED, RunStatus.CANCELLED, RunStatus.EXCLUDED,
 )  # fmt: skip
 NEWEST_FAILURES = 5
 WATCH_EVERY = 5.0
@@ -90,6 +90,7 @@ class Standing:
             **{str(s): self.view.count(s) for s in ORDER},
             "live_jobs": len(self.view.live),
             "unheard_jobs": len(self.view.unheard),
+            "blocked_by": dict(self.view.blocked),
             "halted": self.halted,
             "seed_budget": asdict(self.seeds) if self.seeds else None,
             "causes": [asdict(w) for w in self.whys],
@@ -182,6 +183,7 @@ def _notes(st: Standing, alone: bool) -> list[str]:
         rows = [{"why attempts ended": w.cause, "attempts": w.attempts, "newest": _example(w)} for w in st.whys]
         notes += [*([""] if alone else ["", f"{st.sweep}:"]), *text_table(rows)]
     notes += [f"{run_id}: {message}" for run_id, message in st.failures]
+    notes += [f"{run_id} cannot start: {why}" for run_id, why in list(st.view.blocked.items())[:NEWEST_FAILURES]]
     return notes
 
 

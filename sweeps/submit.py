@@ -17,8 +17,10 @@ from em_core.models import MINIATURE, at_revision, cached_folder, model_folder
 from launchers.base import Batch, Launcher
 from launchers.snapshot import take, visible_gpus
 from sweeps import price
+from sweeps.chains import Checkpoint, pinned_steps, start_of
 from sweeps.expand import Config, EvaluationSteps
 from sweeps.manifest import Manifest
+from sweeps.observe import start_folders
 from sweeps.reconcile import Need
 from sweeps.resources import Resources
 from sweeps.site import Site, job_environment
@@ -80,8 +82,9 @@ def pack(
     return jobs
 
 
-def _model_of(manifest: Manifest, run_id: str) -> str:
-    return manifest.configs[manifest.runs[run_id].config_id].model
+def _model_of(manifest: Manifest, run_id: str) -> tuple[str, Checkpoint]:
+    """(model, the checkpoint that the run starts from): what a worker has to load before it."""
+    return manifest.configs[manifest.runs[run_id].config_id].model, start_of(manifest, run_id) or ("", 0)
 
 
 def on_this_machine(rule: Resources, execution: Execution) -> Resources:
@@ -163,13 +166,14 @@ def submit(
     chunks = list(_chunks(jobs, site.max_array_size or allowed.array_size or ARRAY_SIZE))
     shares = _shares([len(chunk) for chunk in chunks], _cap(spec), running)
     names: list[str] = []
+    links = Links(pinned_steps(manifest), start_folders(sweep, manifest))
     code = take(sweep.root)
     number = sum(r["kind"] == "intent" for r in read_records(sweep.submissions))
     for i, (chunk, share) in enumerate(zip(chunks, shares, strict=False)):
         batch = f"b{number + i:04d}"
         chunk_names = [f"{batch}-{j:05d}" for j in range(len(chunk))]
         for name, job in zip(chunk_names, chunk, strict=True):
-            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {}, site.local_disk)
+            _write_assignment(sweep, manifest, name, job, spec, launcher.name, troubles or {}, site.local_disk, links)
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
         intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs}
@@ -248,7 +252,8 @@ def _write_assignment(
     spec: Spec,
     launcher: str,
     troubles: Mapping[str, Mapping[str, int]],
-    local_disk: str | None = None,
+    local_disk: str | None,
+    links: Links,
 ) -> None:
     """A plain sweep's assignment is written whole and closed."""
     on_each = spec.execution.num_processes // spec.execution.num_machines
@@ -280,8 +285,27 @@ def _write_assignment(
             records.append(("config", {"config_id": run.config_id, "training": training}))
         mode = {"mode": "eval", "need": [list(n) for n in need]} if need else {"mode": "train"}
         met = {"troubles": dict(troubles[run_id])} if run_id in troubles else {}
-        records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode, **met}))
+        chain = links.of(manifest, run_id, need)
+        records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode, **met, **chain}))
     write_whole(sweep.assignment(name), [*records, ("close", {})])
+
+
+@dataclass(frozen=True)
+class Links:
+    """What chains ask of jobs: the steps that runs keep for their children, and where checkpoints lie, below the root."""
+
+    pinned: Mapping[str, list[int]]
+    folders: Mapping[Checkpoint, str]
+
+    def of(self, manifest: Manifest, run_id: str, need: Need) -> dict[str, Any]:
+        """The fields of a `run` record. Who only evaluates kept checkpoints needs no start, unless it measures there."""
+        start = start_of(manifest, run_id)
+        begins = not need or any(step == 0 for _, step in need)
+        found = self.folders.get(start) if start and begins else None
+        return {
+            **({"start_from": found} if found else {}),
+            **({"pinned": self.pinned[run_id]} if run_id in self.pinned and not need else {}),
+        }
 
 
 def _model_folders(manifest: Manifest, job: PlannedJob) -> dict[str, str]:

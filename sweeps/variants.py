@@ -9,7 +9,21 @@ from typing import Any
 from sweeps.complaints import unknown
 from sweeps.yamlfile import Path_, SpecError
 
-REPLACED = ("base", "axes", "zip", "link", "arms", "exclude", "random", "seeds", "evaluate", "resources", "execution", "keep")
+REPLACED = (
+    "base",
+    "axes",
+    "zip",
+    "link",
+    "arms",
+    "exclude",
+    "random",
+    "stages",
+    "seeds",
+    "evaluate",
+    "resources",
+    "execution",
+    "keep",
+)
 """Keys that a block may give anew. The rest is the sweep's own."""
 
 

@@ -58,6 +58,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_steps": 20,
     },
     "em, several prompts": {"prompts_per_step": 2, "loss_type": "grpo"},
+    "em, chained": {"parent": "0123456789ab", "from_step": 5},
     "em, stopped": {"stop_rule": "entropy_floor", "stop_threshold": 0.5, "stop_patience": 2, "stop_task_key": "sums@1"},
     "rent": {"method": "rent"},
     "rent, kl": {"method": "rent", "kl_coef": 1e-3},
@@ -171,7 +172,8 @@ def test_what_the_method_does_not_read_leaves_its_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(reads("em") - {"model_name_or_path", "model_revision", "method", "stop_task"}))
 def test_every_field_that_is_read_changes_the_id(name: str) -> None:
-    value = {**CONFIGS["em, everything"], **CONFIGS["em, several prompts"], **CONFIGS["em, stopped"]}.get(name, "Q:2+2=?")
+    said = [CONFIGS[f"em, {which}"] for which in ("everything", "several prompts", "chained", "stopped")]
+    value = {k: v for fields in said for k, v in fields.items()}.get(name, "Q:2+2=?")
     assert config_id(config(**{name: value}), KEY) != config_id(config(), KEY)
 
 

@@ -173,6 +173,7 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
             "answers",
             "attempts",
             "cells",
+            "chains",
             "configs",
             "evals",
             "job_ends",
