@@ -38,7 +38,7 @@ def db(sweep: Sweep) -> Path:
 def of_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with something of all that the documentation asks for: also logits, and enough steps for the entropy law."""
     sweep = Sweep(tmp_path_factory.mktemp("all") / "runs", steps=(0, 2, 5, 10), repeats=2).write()
-    run, values = sweep.runs[1], {"logit_mean": -2.0, "logit_sd": 3.0, "logit_skewness": 1.5}
+    run, values = sweep.runs[2], {"logit_mean": -2.0, "logit_sd": 3.0, "logit_skewness": 1.5}
     with Journal(sweep, "demo-9999") as journal:
         journal.start(run, mode="eval")
         about = {"run_id": run.run_id, "attempt": 0, "step": 5, "eval_id": "f" * 12, "task": "arithmetic", "n_questions": 9}
