@@ -75,4 +75,8 @@ SCORES = {
     *MEASURED, "compared", "median", "iqm", "sd_lo", "sd_hi", "difference", "share", "p", "p_holm", "p_best", "collapse_rate",
     "collapse_lo", "collapse_hi", "selected", "mean_a", "mean_b", "superiority",
     "runs", "configs", "configs_lo", "configs_hi", "largest", "flipped", "seed_sd", "share_lo", "share_hi",
+    "a", "a_lo", "a_hi", "a_se", "b", "b_lo", "b_hi", "b_se", "ceiling", "ceiling_lo", "ceiling_hi", "ceiling_se", "r2",
+    "autocorrelation", "error", "error_lo", "error_hi", "worst", "carried", "logit_mean", "logit_sd", "top_logit_mean",
+    "logit_skewness", "logit_skewness_lo", "logit_skewness_hi", "shift", "shift_lo", "shift_hi",
+    "processed", "processed_lo", "processed_hi",
 }  # fmt: skip

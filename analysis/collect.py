@@ -315,6 +315,7 @@ def _store_evals(con: duckdb.DuckDBPyConnection, rows: list[Row]) -> None:
             **dict.fromkeys(("step", "n_questions", "num_samples"), pl.Int64),
             **dict.fromkeys(("accuracy", *EVAL_VALUES), pl.Float64),
             "other": pl.List(pl.Struct({"key": pl.String, "value": pl.Float64})),
+            "histogram": pl.Struct({"left": pl.Float64, "width": pl.Float64, "counts": pl.List(pl.Int64)}),
         },
         rows,
         """

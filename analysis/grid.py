@@ -16,10 +16,11 @@ from analysis.queries import PARAM_COLUMN, Frames, load, sql
 from analysis.stats import Bools, Floats, Interval, Ties, seed_means, t_interval, tied_with_best
 from analysis.stats.sequential import look_interval
 from em_core.config import TrainingConfig
+from em_core.errors import UserError
 
 Point = int | Literal["last"]
 """A step, or each run's own last step."""
-_EXPLORE = ~pl.col("excluded") & (pl.col("stage") == "explore")
+EXPLORE = ~pl.col("excluded") & (pl.col("stage") == "explore")
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,22 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def read_grid(db: Path, sweep: str) -> Grid:
-    """Raises `UserError` where the database or the sweep is not there."""
+def read_grid(db: Path, sweep: str, eval_id: str | None = None) -> Grid:
+    """The sweep by its first evaluation of accuracy, or by the one named `eval_id`.
+
+    Raises `UserError` where the database, the sweep or that evaluation is not there.
+    """
     frames = load(sweep, db)
     about = sql(db, f"FROM sweeps WHERE sweep = '{sweep}'").row(0, named=True)
-    scores = frames.scores.filter(_EXPLORE)
+    scores = frames.scores.filter(EXPLORE & pl.col("accuracy").is_not_null())
     evaluations = about["evaluations"] or []
     measured = set(scores["eval_id"])
-    evaluation: dict[str, Any] = next((e for e in evaluations if e["eval_id"] in measured), {})
+    if eval_id is not None:
+        if eval_id not in measured:
+            raise UserError(f"{sweep} has no accuracy by evaluation {eval_id!r}; it has: {', '.join(sorted(measured)) or 'none'}")
+        scores = scores.filter(pl.col("eval_id") == eval_id)
+    named = [e for e in evaluations if e["eval_id"] in set(scores["eval_id"])]
+    evaluation: dict[str, Any] = named[0] if named else {}
     if measured and not evaluation:  # a trainer of one's own told scores that no spec asks for
         first = scores.sort("task", "eval_id").row(0, named=True)
         evaluation = {"eval_id": first["eval_id"], "task": first["task"], "temperature": 0.0, "num_samples": first["num_samples"]}
@@ -131,7 +140,7 @@ def read_grid(db: Path, sweep: str) -> Grid:
         .unique(["run_id", "step"], maintain_order=True)  # a run in two arms was trained once
         .select(pl.col("config_id").replace_strict(number, return_dtype=pl.Int64).alias("config"), "seed", "step", "accuracy")
     )
-    runs = frames.runs.filter(_EXPLORE)
+    runs = frames.runs.filter(EXPLORE)
     seeds = tuple(sorted(runs["seed"].unique()))
     gone = runs.filter(pl.col("status").is_in(["diverged", "failed"])).unique("run_id")
     lost = np.zeros((configs.height, len(seeds)), dtype=bool)
@@ -140,7 +149,7 @@ def read_grid(db: Path, sweep: str) -> Grid:
 
 
 def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    runs = frames.runs.filter(_EXPLORE)
+    runs = frames.runs.filter(EXPLORE)
     arms = pl.col("arm").drop_nulls().unique().sort().str.join(" + ").alias("arm")
     fields = [f.replace(".", "_") for f in TrainingConfig.model_fields if f not in ("params", "parent")]
     fields += [*frames.stage_columns, *(c for c in runs.columns if c.startswith(PARAM_COLUMN))]

@@ -258,6 +258,7 @@ def _eval_row(sweep: str, attempt: str, r: Record) -> Row:
         **{k: _number(values.get(k)) for k in EVAL_VALUES},
         "other": [{"key": k, "value": _number(v)} for k, v in values.items() if k not in EVAL_VALUES],
         "outcomes": r.get("outcomes") or None,
+        "histogram": r.get("histogram"),
     }
 
 

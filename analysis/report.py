@@ -52,17 +52,21 @@ def summarize(db: Path, sweep: str) -> Summary:
 def build_report(db: Path, sweep: str, out: Path) -> Report:
     """Write `out`/index.html, its figures, report.md and tables/*.csv. Raises `UserError` where the sweep is not there."""
     from analysis.evidence import weigh_grid
+    from analysis.law import sweep_law
     from analysis.luck import luck
+    from analysis.shift import logit_shift
 
     grid = read_grid(db, sweep)
-    found = weigh_grid(db, grid)
+    found, law, shift = weigh_grid(db, grid), sweep_law(db, grid), logit_shift(db, grid)
     said, doubts = sentences(grid), luck(found) if found else []
-    tables = {"configs": cells_table(grid), **(found.tables() if found else {})}
+    tables = {"configs": cells_table(grid)}
+    for told in (found, law, shift):
+        tables |= told.tables() if told else {}
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
         from analysis.figures import draw_all
 
-        drawn = draw_all(found, out) if found else []
+        drawn = draw_all(found, law, shift, out)
         files = _write_tables(grid, said + doubts, tables, out)
         page = out / "index.html"
         new = out / ".index.html.new"
@@ -142,6 +146,24 @@ ABOUT = {
         "What if lost runs counted?",
         "The best config when lost runs are left out, as everywhere else in this report, or count as the base model or as the "
         "worst run. These are bounds by assumption: nobody knows what a lost run would have scored.",
+    ),
+    "entropy_law": (
+        "The entropy law",
+        "R = b - a e^H: accuracy R by the policy's entropy H (nats) at the same weights, fitted to each run; means over seeds "
+        "with 95% t-intervals. ceiling: b - a, the law's accuracy without entropy; r2: share of the variance along a run that it "
+        "explains. Fitted to the steps up to fit_until alone, it foretells the others with a mean absolute error `error`, at "
+        "worst `worst` (means over seeds); carried: the error of saying that accuracy stays as it was at fit_until.",
+    ),
+    "entropy_law_runs": (
+        "The entropy law by run",
+        "The same fit for each run. _se: standard errors that take a run's points for independent, which they seldom are: "
+        "quote the intervals over seeds. sd: of the residuals; autocorrelation: of each of them with the next.",
+    ),
+    "logits": (
+        "Logits",
+        "How the logits on the task's worked solutions are distributed, by step: mean, sd and skewness of all of them, mean of "
+        "the highest; shift: the skewness minus that at the first step, paired by seed. processed: the skewness of the scores "
+        "(logits / .6, the 50 highest) on the model's own text. Means over seeds; _lo and _hi: 95% t-intervals.",
     ),
 }  # fmt: skip
 """Title and explanation of every table, in the order in which the report has them."""

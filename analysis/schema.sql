@@ -140,12 +140,13 @@ CREATE TABLE evals (          -- per run, step and evaluation, the first attempt
     task              VARCHAR,
     n_questions       BIGINT,
     num_samples       BIGINT,
-    accuracy          DOUBLE,            -- 0..1
+    accuracy          DOUBLE,            -- 0..1; NULL where logits were measured
     completion_length DOUBLE,            -- mean, tokens
     truncated         DOUBLE,            -- share 0..1
     seconds           DOUBLE,
     other             MAP(VARCHAR, DOUBLE),
-    outcomes          BIT                -- one bit per sample, question-major
+    outcomes          BIT,               -- one bit per sample, question-major
+    histogram         STRUCT("left" DOUBLE, width DOUBLE, counts BIGINT[])  -- of logits: equal bins from the left edge on
 );
 
 -- What DuckDB gets wrong for results: max, arg_max and ORDER BY rank NaN first, sem() divides by the population sd.
@@ -297,6 +298,16 @@ JOIN runs AS r ON r.run_id = m.run_id
 LEFT JOIN computed AS t ON t.sweep = r.sweep AND t.attempt_id = r.attempt_id
 LEFT JOIN evals AS e ON e.run_id = m.run_id
 LEFT JOIN computed AS x ON x.sweep = e.sweep AND x.attempt_id = e.attempt_id;
+
+CREATE VIEW logit_histograms AS
+SELECT e.run_id, e.step, e.eval_id,
+    e.histogram.left + (i - 1) * e.histogram.width AS bin_left,
+    e.histogram.left + i * e.histogram.width AS bin_right,
+    e.histogram.counts[i] AS count
+FROM evals AS e
+JOIN runs AS r ON r.run_id = e.run_id,
+UNNEST(range(1, len(e.histogram.counts) + 1)) AS u(i)
+WHERE r.repeat = 0;
 
 -- What the collector has read; not part of the results.
 CREATE SCHEMA collector;

@@ -167,6 +167,9 @@ class Evaluation(Strict):
     """One measurement: a task at one temperature. `eval_id` names it; the steps at which it is taken do not."""
 
     task: str = Field(description="Name of a built-in task, or the path of a jsonl file of questions.")
+    measure: Literal["accuracy", "logits"] = Field(
+        "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the task's worked solutions."
+    )
     task_key: str = Field("", description="What the task is: `name@version`, or `sha256:...` of the file. Set by `expand`.")
     question_field: str | None = Field(None, description="jsonl: field that holds the question (none: recognised).")
     answer_field: str | None = Field(None, description="jsonl: field that holds the gold answer (none: recognised).")

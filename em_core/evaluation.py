@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from em_core.config import Evaluation
+from em_core.logits import emit_logits
 from em_core.model import Policy
 from em_core.noise import uniforms
 from em_core.rollout import Sampling
@@ -87,8 +88,14 @@ class Scorer:
         self.batch_size = batch_size
         self.greedy_base: dict[str, Score] = {}
 
-    def emit(self, eval_id: str, evaluation: Evaluation, seed: int, step: int, emit: Callable[..., None]) -> float:
-        """Evaluate (or recall), emit the record, return the accuracy. At step 0 the policy must hold the base weights."""
+    def emit(self, eval_id: str, evaluation: Evaluation, seed: int, step: int, emit: Callable[..., None]) -> float | None:
+        """Evaluate (or recall), emit the record, return the accuracy (None: something else was measured).
+
+        At step 0 the policy must hold the base weights.
+        """
+        if evaluation.measure == "logits":
+            emit_logits(self.policy, eval_id, evaluation, seed, step, self.batch_size, emit)
+            return None
         started = time.perf_counter()
         same_for_all_runs = step == 0 and evaluation.temperature == 0
         score = self.greedy_base.get(eval_id) if same_for_all_runs else None

@@ -15,13 +15,14 @@ The curve rises and falls by design of this file; it says nothing about any mode
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 import time
 from collections.abc import Callable
 from typing import Any
 
-from em_core.config import Execution, Outcome, RunRequest, TrainingConfig
+from em_core.config import Evaluation, Execution, Outcome, RunRequest, TrainingConfig
 from em_core.tasks import load_task
 
 STEP_SECONDS = "EMSWEEP_NOOP_STEP_SECONDS"
@@ -72,6 +73,9 @@ class Noop:
             if step not in steps:
                 continue
             n = len(load_task(evaluation).questions) or UNKNOWN
+            if evaluation.measure == "logits":
+                _rehearse_logits(eval_id, evaluation, n, step, random.Random(f"{digest}/{eval_id}/{step}"), emit)
+                continue
             rise = min(step, 10) / 10 * 0.3 - max(0, step - 10) / 10 * 0.1
             p = min(0.99, max(0.01, 0.5 + (rise + skill if step else 0.0)))
             draw = random.Random(f"{digest}/{eval_id}/{step}")
@@ -87,6 +91,19 @@ class Noop:
                 outcomes=outcomes,
                 values={"completion_length": 0.0, "truncated": 0.0, "seconds": 0.0},
             )
+
+
+def _rehearse_logits(
+    eval_id: str, evaluation: Evaluation, n: int, step: int, draw: random.Random, emit: Callable[..., None]
+) -> None:
+    """A record like that of `em_core.logits.emit_logits`: skewness that rises with the steps, a histogram with one peak."""
+    shapes = {"logit": -2.0, "top_logit": 15.0, "processed": 20.0}
+    values = {"completion_length": 0.0, "truncated": 0.0, "seconds": 0.0}
+    for name, mean in shapes.items():
+        values |= {f"{name}_mean": mean, f"{name}_sd": 4.0, f"{name}_skewness": 0.5 + step / 50 + draw.gauss(0.0, 0.05)}
+    histogram = {"left": -3.0, "width": 0.25, "counts": [round(1000 * math.exp(-((i / 4 - 1) ** 2))) for i in range(9)]}
+    said = {"step": step, "eval_id": eval_id, "task": evaluation.task, "grader": None, "n_questions": n, "num_samples": 1}
+    emit("eval", **said, accuracy=None, outcomes="", values=values, histogram=histogram)
 
 
 def _befall(fault: str, request: RunRequest, digest: str) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class Task:
 
     `system` is None where a question is fed as it stands; otherwise it is asked through the tokenizer's chat template
     (or in the same words as plain text). `stop` names tokens that end an answer besides the model's own.
-    `correct(gold, completion)` grades one completion, its special tokens removed.
+    `correct(gold, completion)` grades one completion, its special tokens removed. `solutions` are worked answers, where the
+    task has them: the text on which the logits of all models are compared; empty where a question has none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     system: str | None
     stop: tuple[str, ...]
     max_completion_length: int
+    solutions: tuple[str, ...] = ()
 
 
 def task_key(name_or_path: str) -> str:
@@ -74,8 +76,11 @@ def load_task(evaluation: Evaluation) -> Task:
     else:
         path = _file(evaluation.task)
         task = _math_file(str(path), path.stat().st_mtime_ns, evaluation.question_field, evaluation.answer_field)
-    n = evaluation.limit
-    return task if n is None else Task(**{**vars(task), "questions": task.questions[:n], "golds": task.golds[:n]})
+    parts = {name: vars(task)[name][: evaluation.limit] for name in ("questions", "golds", "solutions")}
+    if evaluation.measure == "logits" and not all(parts["solutions"]):
+        at = parts["solutions"].index("") + 1
+        raise UserError(f"logits are measured on worked solutions, and {task.name} has none for its question {at}")
+    return replace(task, **parts)
 
 
 def _file(name: str) -> Path:
@@ -115,22 +120,34 @@ def draw_sums(key: str, count: int, without: Collection[str] = ()) -> dict[str, 
 
 
 def _sums(name: str, golds: dict[str, str]) -> Task:
-    return Task(name, tuple(golds), tuple(golds.values()), grade_sum, SUMS_GRADER, None, (), 24)
+    worked = tuple(map(_worked_sum, golds))
+    return Task(name, tuple(golds), tuple(golds.values()), grade_sum, SUMS_GRADER, None, (), 24, worked)
+
+
+def _worked_sum(question: str) -> str:
+    """`Q:12+7+5=?` -> `12+7=19;19+5=24;`, as in the text on which the miniature was trained."""
+    first, _, last = question.removeprefix("Q:").removesuffix("=?").rpartition("+")
+    a, sign, b = first.partition("+") if "+" in first else first.partition("-")
+    total = int(a) + int(b) if sign == "+" else int(a) - int(b)
+    return f"{first}={total};{total}+{last}={total + int(last)};"
 
 
 @lru_cache(maxsize=32)
 def _math_file(path: str, _mtime: int, question_field: str | None, answer_field: str | None) -> Task:
-    questions, golds = [], []
+    questions, golds, solutions = [], [], []
     with open(path, encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             if line.strip():
                 row = _row(path, number, line)
                 questions.append(_question(path, number, row, question_field))
                 golds.append(_gold(path, number, row, answer_field))
+                solutions.append(_solution(row))
     if not questions:
         raise UserError(f"task file {path!r} holds no questions")
     name = Path(path).name
-    return Task(name, tuple(questions), tuple(golds), grade_math, MATH_GRADER, SYSTEM, CHAT_ENDS, 3072)
+    return Task(
+        name, tuple(questions), tuple(golds), grade_math, MATH_GRADER, SYSTEM, CHAT_ENDS, 3072, solutions=tuple(solutions)
+    )
 
 
 def _row(path: str, number: int, line: str) -> dict[str, Any]:
@@ -162,6 +179,17 @@ def _gold(path: str, number: int, row: dict[str, Any], field: str | None) -> str
         f"task file {path!r}, line {number}: no gold answer in {field or 'answer, final_answer or solution'}; "
         f"fields are {', '.join(row)}"
     )
+
+
+def _solution(row: dict[str, Any]) -> str:
+    """The worked solution: the field `solution` (its first), or an `answer` that ends in `####`; empty where there is none."""
+    value = row.get("solution")
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, str):
+        return value
+    answer = row.get("answer")
+    return answer if isinstance(answer, str) and "####" in answer else ""
 
 
 def answer_text(value: Any, solution: bool) -> str | None:

@@ -233,8 +233,10 @@ class Trainer:
             self._evaluate(request, scorer, step, emit, seconds)
         return "completed", 0, ""
 
-    def _evaluate(self, request: RunRequest, scorer: Scorer, step: int, emit: Emit, seconds: dict[str, float]) -> list[float]:
-        """The accuracies of the evaluations that want this step, in the request's order."""
+    def _evaluate(
+        self, request: RunRequest, scorer: Scorer, step: int, emit: Emit, seconds: dict[str, float]
+    ) -> list[float | None]:
+        """The accuracies of the evaluations that want this step, in the request's order; None for those of something else."""
         started = time.perf_counter()
         wanted = [(eval_id, evaluation) for eval_id, evaluation, steps in request.evaluations if step in steps]
         accuracies = [scorer.emit(eval_id, evaluation, request.seed, step, emit) for eval_id, evaluation in wanted]
@@ -249,7 +251,7 @@ class Trainer:
 
     def _measure_for_good(
         self, request: RunRequest, scorer: Scorer, step: int, emit: Emit, seconds: dict[str, float]
-    ) -> list[float]:
+    ) -> list[float | None]:
         """What is wanted after `step`, at which the run stopped: measured once, and true of every later step."""
         started = time.perf_counter()
         accuracies = []

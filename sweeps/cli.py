@@ -231,6 +231,29 @@ def compare(
 
 
 @app.command()
+def law(
+    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    fit_steps: Annotated[
+        int | None, typer.Option(min=1, help="Foretell from the steps up to this one (default: the first quarter of them).")
+    ] = None,
+    eval_id: Annotated[str | None, typer.Option("--eval", help="Accuracy by this eval_id (default: the spec's first).")] = None,
+    by_run: Annotated[bool, typer.Option("--runs", help="One row per run instead of one per config.")] = False,
+    format_: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.table,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file (parquet needs one).")] = None,
+    db: Db = RESULTS,
+) -> None:
+    """Fit the entropy law: accuracy R = b - a e^H, its ceiling b - a, and how well the first steps foretell the others."""
+    from analysis.grid import read_grid
+    from analysis.law import sweep_law
+    from sweeps.output import write_frame
+
+    found = sweep_law(db, read_grid(db, sweep, eval_id), fit_steps)
+    if found is None:
+        raise UserError(f"{sweep}: the law needs runs with the metric `entropy` and accuracy at five steps or more")
+    write_frame(found.tables()["entropy_law_runs" if by_run else "entropy_law"], format_, out)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec; training fields with their units under `$defs`."""
     from sweeps.schema import spec_schema

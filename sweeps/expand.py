@@ -128,6 +128,8 @@ def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], con
     """Refuse a budget whose end could never be judged."""
     if not evaluations:
         raise SpecError(("seeds", "until"), "needs a measurement to judge by: say what under `evaluate:`")
+    if budget.until.metric == "accuracy" and evaluations[0][1].measure != "accuracy":
+        raise SpecError(("seeds", "until"), "only logits are measured: name one of their values as `metric`, as logit_skewness")
     measured = sorted({s for c in configs for s in steps_within(evaluations[0][2], c.training.max_steps)})
     if budget.until.step is not None and budget.until.step not in measured:
         said = ", ".join(map(str, measured))
@@ -297,7 +299,7 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
     """Measurements, one per task and temperature, with the union of their steps."""
     longest = max(c.training.max_steps for c in configs)
     own = all(c.training.command for c in configs)
-    if spec.keep.startswith("best") and not spec.evaluate:
+    if spec.keep.startswith("best") and not any(e.measure == "accuracy" for e in spec.evaluate):
         raise SpecError(("keep",), f"{spec.keep} needs an evaluation to compare by: say what under `evaluate:`")
     steps: dict[str, set[int | Literal["last"]]] = {}
     found: dict[str, Evaluation] = {}
@@ -305,6 +307,8 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
         for s in entry.steps:
             if s != "last" and not steps_within([s], longest):
                 raise SpecError(("evaluate", i, "steps"), f"step {s} is beyond max_steps ({longest}) of every run")
+        if entry.measure == "logits":
+            _check_logits(entry, configs, ("evaluate", i))
         temperatures = entry.temperature if isinstance(entry.temperature, list) else [entry.temperature]
         for j, task in enumerate(entry.tasks):
             for temperature in temperatures:
@@ -313,7 +317,17 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
                 found[eval_id] = evaluation
                 steps.setdefault(eval_id, set()).update(entry.steps)
     in_order = partial(sorted, key=lambda s: (s == "last", s if s != "last" else 0))
-    return tuple((i, e, tuple(in_order(steps[i]))) for i, e in found.items())
+    accuracies_first = sorted(found.items(), key=lambda item: item[1].measure != "accuracy")  # runs are judged by the first
+    return tuple((i, e, tuple(in_order(steps[i]))) for i, e in accuracies_first)
+
+
+def _check_logits(entry: EvaluateEntry, configs: list[Config], path: Path_) -> None:
+    """Refuse what a measurement of logits does not read, and who cannot take one."""
+    for name in ("temperature", "top_p", "num_samples"):
+        if name in entry.model_fields_set:
+            raise SpecError((*path, name), f"logits are measured without `{name}`: leave it out")
+    if any(c.training.command for c in configs):
+        raise SpecError((*path, "measure"), "the logits of a trainer of your own are not known here")
 
 
 def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:
@@ -329,7 +343,7 @@ def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperat
             question_field=task.question if isinstance(task, TaskFile) else None,
             answer_field=task.answer if isinstance(task, TaskFile) else None,
             temperature=temperature,
-            **{k: getattr(entry, k) for k in ("top_p", "num_samples", "max_completion_length", "limit")},
+            **{k: getattr(entry, k) for k in ("measure", "top_p", "num_samples", "max_completion_length", "limit")},
         )
         load_task(evaluation)
     except UserError as error:

@@ -177,7 +177,8 @@ def _accuracies(sweep: SweepDir, manifest: Manifest, tries: Iterable[JobTry]) ->
     for t in tries:
         done = {(a.run_id, a.number) for a in t.attempts if a.status.is_outcome()}
         for r in read_records(sweep.journal(t.job, t.try_), (b'{"kind":"eval"',)) if done and manifest.measured else ():
-            if r["eval_id"] == manifest.measured[0][0] and (r["run_id"], r["attempt"]) in done:
+            counts = r["accuracy"] is not None and (r["run_id"], r["attempt"]) in done  # None: logits were measured
+            if r["eval_id"] == manifest.measured[0][0] and counts:
                 found.setdefault(r["run_id"], {}).setdefault(r["step"], float(r["accuracy"]))
     return found
 

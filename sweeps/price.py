@@ -138,7 +138,8 @@ def bytes_per_run(manifest: Manifest, config: TrainingConfig) -> int:
     total = 700 + 330 * config.max_steps
     for _, evaluation, steps in manifest.wanted_evaluations:
         answers = len(load_task(evaluation).questions) * evaluation.num_samples
-        total += len(steps_within(steps, config.max_steps)) * (330 + answers)
+        size = 330 + answers if evaluation.measure == "accuracy" else 1500  # of logits: a histogram
+        total += len(steps_within(steps, config.max_steps)) * size
     return total
 
 

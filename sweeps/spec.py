@@ -51,6 +51,9 @@ class EvaluateEntry(Strict):
     """What is measured and when. Changing it never retrains a run."""
 
     tasks: list[str | TaskFile] = Field(min_length=1, description="Built-in tasks by name, or jsonl files.")
+    measure: Literal["accuracy", "logits"] = Field(
+        "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the tasks' worked solutions."
+    )
     steps: Steps = Field(
         ["last"], min_length=1, description="When to measure (optimizer updates; 0: the base model; `last`: the end)."
     )

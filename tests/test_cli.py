@@ -62,6 +62,7 @@ def test_commands() -> None:
         "collect",
         "sql",
         "report",
+        "law",
         "schema",
     } <= set(COMMANDS)
 

@@ -29,6 +29,7 @@ from tests.test_kill import processes_of, start
 pytestmark = pytest.mark.slow
 
 SAMPLED = Evaluation(task="two_step_sums", temperature=0.8, num_samples=2, limit=11)  # 22 samples; 11 would be odd, too
+LOGITS = Evaluation(task="two_step_sums", measure="logits", limit=11)
 PAIR = CPU.model_copy(update={"num_processes": 2})
 RENT = {"method": "rent", "kl_coef": 0.1, "temperature": 1.5, "learning_rate": 1e-4}
 """Hot and slow: among equal completions the standardised advantage is nothing but rounding errors."""
@@ -116,7 +117,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 def wanted(folder: Path, **training: Any) -> RunRequest:
     said = config(**{"max_steps": 6, "num_generations": 6, **training})
-    evaluations = (("e" * 12, SUMS, (0, 3, 6)), ("s" * 12, SAMPLED, (0, 6)))
+    evaluations = (("e" * 12, SUMS, (0, 3, 6)), ("s" * 12, SAMPLED, (0, 6)), ("l" * 12, LOGITS, (6,)))
     return request(said, folder / "c" / "r", evaluations=evaluations, keep="last")
 
 

@@ -34,9 +34,40 @@ def db(sweep: Sweep) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def of_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with something of all that the documentation asks for: also logits, and enough steps for the entropy law."""
+    sweep = Sweep(tmp_path_factory.mktemp("all") / "runs", steps=(0, 2, 5, 10), repeats=2).write()
+    run, values = sweep.runs[2], {"logit_mean": -2.0, "logit_sd": 3.0, "logit_skewness": 1.5}
+    with Journal(sweep, "demo-9999") as journal:
+        journal.start(run, mode="eval")
+        about = {"run_id": run.run_id, "attempt": 0, "step": 5, "eval_id": "f" * 12, "task": "arithmetic", "n_questions": 9}
+        histogram = {"left": -1.0, "width": 0.25, "counts": [3, 0, 1]}
+        journal.write("eval", **about, num_samples=1, accuracy=None, outcomes="", values=values, histogram=histogram)
+        journal.end(run)
+    collect(sweep.root, sweep.root.parent / "results.duckdb")
+    return sweep.root.parent / "results.duckdb"
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.split("FROM ")[-1].split()[0])
-def test_documented_examples_run_and_return_rows(db: Path, example: str) -> None:
-    assert sql(db, example).height > 0
+def test_documented_examples_run_and_return_rows(of_everything: Path, example: str) -> None:
+    assert sql(of_everything, example).height > 0
+
+
+def test_logits_have_bins_and_no_accuracy(of_everything: Path) -> None:
+    assert sql(of_everything, "SELECT bin_left, bin_right, count FROM logit_histograms ORDER BY 1").rows() == [
+        (-1.0, -0.75, 3),
+        (-0.75, -0.5, 0),
+        (-0.5, -0.25, 1),
+    ]
+    logits = f"eval_id = '{'f' * 12}'"
+    assert sql(of_everything, f"SELECT DISTINCT metric FROM cells WHERE {logits} ORDER BY 1")["metric"].to_list() == [
+        "logit_mean",
+        "logit_sd",
+        "logit_skewness",
+    ]
+    assert sql(of_everything, f"SELECT accuracy FROM scores WHERE {logits}").rows() == [(None,)]
+    assert sql(of_everything, f"FROM answers WHERE {logits}").height == 0
 
 
 def test_every_table_view_macro_and_column_is_documented(db: Path) -> None:
@@ -178,6 +209,7 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
             "evals",
             "job_ends",
             "jobs",
+            "logit_histograms",
             "metrics",
             "repeats",
             "runs",

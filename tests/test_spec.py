@@ -30,6 +30,7 @@ FILES = {
     "p.csv": b"prompt,b\nhello,1\n",
     "bad.jsonl": b"{\n",
     "list.jsonl": b"[1]\n",
+    "plain.jsonl": b'{"problem": "1+1", "solution": "\\\\boxed{2}"}\n{"problem": "1+2", "answer": "3"}\n',
     "list2.jsonl": b'{"a": 1}\n',
     "null.jsonl": b'{"prompt": null}\n',
     "bad.parquet": b"x",
@@ -232,6 +233,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "budget unmeasured": (
         budget("min: 4, max: 8, until: {half_width: 0.1}").partition("evaluate")[0],
         "5: seeds.until: needs a measurement to judge by: say what under `evaluate:`",
+    ),
+    "budget of logits": (
+        budget("min: 4, max: 8, until: {half_width: 0.1}").replace("tasks:", "measure: logits, tasks:"),
+        "5: seeds.until: only logits are measured: name one of their values as `metric`, as logit_skewness",
     ),
     "seed axis": (axis("seed: [0, 1]"), "4: axes.seed: seeds are replicates, not a field: use the top-level key `seeds`"),
     "seed base": (base("seed: 0"), "2: base.seed: seeds are replicates, not a field: use the top-level key `seeds`"),
@@ -645,12 +650,29 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "ev top_p 0": (ev("{tasks: [two_step_sums], top_p: 0}"), "7: evaluate.0.top_p: 0 must be greater than 0"),
     "ev limit 0": (ev("{tasks: [two_step_sums], limit: 0}"), "7: evaluate.0.limit: 0 must be greater than or equal to 1"),
+    "ev measure": (ev("{tasks: [two_step_sums], measure: x}"), "7: evaluate.0.measure: 'x' must be 'accuracy' or 'logits'"),
+    "ev logits sampled": (
+        ev("{tasks: [two_step_sums], measure: logits, temperature: 0.6}"),
+        "7: evaluate.0.temperature: logits are measured without `temperature`: leave it out",
+    ),
+    "ev logits of nothing": (
+        ev("{tasks: [plain.jsonl], measure: logits}"),
+        "7: evaluate.0.tasks.0: logits are measured on worked solutions, and plain.jsonl has none for its question 2",
+    ),
+    "ev logits of a stranger": (
+        ev("{tasks: [two_step_sums], measure: logits}").replace("max_steps: 10}", "max_steps: 10, method: external, command: t}"),
+        "7: evaluate.0.measure: the logits of a trainer of your own are not known here",
+    ),
     "ev step bool": (
         ev("{tasks: [two_step_sums], steps: [true]}"),
         "7: evaluate.0.steps.0: true is not a whole number or 'last'",
     ),
     "ev step float": (ev("{tasks: [two_step_sums], steps: [1.5]}"), "7: evaluate.0.steps.0: 1.5 is not a whole number or 'last'"),
     "keep best:0": (more("keep: best:0"), "8: keep: 'best:0' must be none, last, all or best:K with K of at least 1"),
+    "keep best logits": (
+        more("keep: best:2").replace("tasks:", "measure: logits, tasks:"),
+        "8: keep: best:2 needs an evaluation to compare by: say what under `evaluate:`",
+    ),
     "keep foo": (more("keep: foo"), "8: keep: 'foo' must be none, last, all or best:K with K of at least 1"),
     "keep best no eval": (
         more("keep: best:2").replace("evaluate:\n  - {tasks: [two_step_sums], steps: [0, 5]}\n", ""),

@@ -76,14 +76,19 @@ def _curve(axes: Axes, grid: Grid, configs: Bools, hue: str) -> None:
 
 
 def _layout(grid: Grid) -> tuple[list[str], str | None]:
-    """Fields that make the panels, and the field that makes colours: one with few values, rather words than numbers."""
-    few = [f for f in grid.varied if grid.configs[f].n_unique() <= len(SERIES)]
-    colour = min(few, key=lambda f: grid.configs[f].dtype.is_numeric(), default=None)
+    """Fields that make the panels, and the field that makes colours."""
+    colour = colour_field(grid)
     panels: list[str] = []
     for field in (f for f in grid.varied if f != colour):
         if len(panels) < 2 and len(groups(grid, [*panels, field])) <= MOST_PANELS:
             panels.append(field)
     return panels, colour
+
+
+def colour_field(grid: Grid) -> str | None:
+    """A varied field with few values, rather words than numbers."""
+    few = [f for f in grid.varied if grid.configs[f].n_unique() <= len(SERIES)]
+    return min(few, key=lambda f: grid.configs[f].dtype.is_numeric(), default=None)
 
 
 def _columns(grid: Grid, panels: Sequence[str]) -> int:
