@@ -99,8 +99,8 @@ SUMS = Grader("last-sum@1", extract_sum, extract_sum, operator.eq)
 """Of `two_step_sums`: a completion ends with the right sum."""
 MATH = Grader("math-verify@0.9+answers@2", extract_answer, stated_answer, same_answer)
 """Of files of questions. Another major or minor version of Math-Verify may grade otherwise, and so may other rules of what the
-answer is: 2 strips
-`textbf` around a whole answer and a full stop behind it."""
+answer is: 2 strips bold type,
+`text` around a whole answer and a full stop behind it."""
 
 
 def kinds(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:
@@ -133,10 +133,11 @@ def normal_form(answer: str) -> str:
 
 
 def bare(answer: str) -> str:
-    r"""An answer without blanks around it, a \textbf{...} (or the like) that holds all of it, and a full stop behind it."""
+    r"""An answer without blanks around it, a \text{...} that holds all of it, bold type (`\mathbf{1 4}` is 14), a full stop behind."""
     answer = answer.strip()
     if held := re.fullmatch(r"\\text(?:bf|it|rm|normal)?\s*\{([^{}]*)\}", answer):
         answer = held[1].strip()
+    answer = re.sub(r"\\(?:mathbf|boldsymbol|bm)\s*\{([^{}]*)\}", lambda bold: re.sub(r"(?<=\d) +(?=\d)", "", bold[1]), answer)
     return answer.rstrip(".") or answer
 
 
