@@ -161,7 +161,14 @@ def _run_on(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame, *statements: st
     con.unregister("frame")
 
 
-_POLARS = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean, "JSON": pl.String}
+_POLARS: Mapping[str, pl.DataType | type[pl.DataType]] = {
+    "VARCHAR[]": pl.List(pl.String),
+    "VARCHAR": pl.String,
+    "BIGINT": pl.Int64,
+    "DOUBLE": pl.Float64,
+    "BOOLEAN": pl.Boolean,
+    "JSON": pl.String,
+}
 
 
 def _time(column: str) -> str:

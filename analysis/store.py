@@ -34,7 +34,7 @@ STORAGE_VERSION = "v1.0.0"
 """The oldest format there is. With our views in it, DuckDB 1.1 and every later one read the file."""
 
 LOCK_SECONDS = 10.0
-_SQL_TYPES = {str: "VARCHAR", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE", dict: "JSON"}
+_SQL_TYPES = {str: "VARCHAR", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE", dict: "JSON", tuple: "VARCHAR[]"}
 
 
 class Unusable(Exception):
@@ -69,8 +69,8 @@ def _sql_type(annotation: Any) -> str:
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
     elif origin is typing.Literal:
         annotation = type(typing.get_args(annotation)[0])
-    elif origin is dict:
-        annotation = dict
+    elif origin in (dict, tuple):
+        annotation = origin
     return _SQL_TYPES[annotation]
 
 

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -163,6 +163,14 @@ class TrainingConfig(Strict):
         return {k: v for k, v in fields.items() if k != "params"} | {f"{PARAMS}{k}": v for k, v in self.params.items()}
 
 
+TEMPLATE = (
+    "How a question is asked: `auto` (`qwen25-math-cot` for files, `none` for built-in tasks), `none` (as it stands), `chat` (as "
+    "a user turn of the tokenizer's chat template), `qwen25-math-cot` (so too, after its system turn), or your own text with "
+    "{question}."
+)
+STOP = "Texts that end an answer, besides the tokens that always do; it is cut before the first of them."
+
+
 class Evaluation(Strict):
     """One measurement: a task at one temperature. `eval_id` names it; the steps at which it is taken do not."""
 
@@ -178,6 +186,9 @@ class Evaluation(Strict):
     num_samples: int = Field(1, ge=1, description="Answers sampled per question (count).")
     max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
     limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
+    template: str = Field("auto", description=TEMPLATE)
+    system: str | None = Field(None, min_length=1, description="System turn of a chat (none: the template's own).")
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = Field((), description=STOP)
 
     def eval_id(self) -> str:
         """12 hex digits that name this measurement; a new field with a default changes no id."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from em_core.config import Evaluation
 from em_core.logits import emit_logits
 from em_core.model import Policy
 from em_core.noise import uniforms
 from em_core.rollout import Sampling
+from em_core.scores import Answer, cut, repetition, values
 from em_core.tasks import Task, load_task
 
 SAMPLES_PER_QUESTION = 1 << 20
@@ -19,16 +22,17 @@ SAMPLES_PER_QUESTION = 1 << 20
 
 @dataclass(frozen=True)
 class Score:
-    """One evaluation at one step. `outcomes` has one character `0` or `1` per sample, question by question.
-
-    `completion_length` is a mean in tokens, `truncated` the share that ran out of tokens (0..1).
-    """
+    """One evaluation at one step: the answers to each question of a task, equally many. `values` are those of
+    `em_core.scores.values`."""
 
     task: Task
-    num_samples: int
-    outcomes: str
-    completion_length: float
-    truncated: float
+    answers: tuple[tuple[Answer, ...], ...]
+    values: dict[str, float]
+
+    @property
+    def outcomes(self) -> str:
+        """One character `0` or `1` per answer, question by question."""
+        return "".join("1" if a.right else "0" for question in self.answers for a in question)
 
     @property
     def accuracy(self) -> float:
@@ -37,11 +41,10 @@ class Score:
 
     def emit(self, emit: Callable[..., None], eval_id: str, step: int, seconds: float) -> None:
         """The `eval` record of docs/records.md."""
-        values = {"completion_length": self.completion_length, "truncated": self.truncated, "seconds": seconds}
         emit(
-            "eval", step=step, eval_id=eval_id, task=self.task.name, grader=self.task.grader,
-            n_questions=len(self.task.questions), num_samples=self.num_samples,
-            accuracy=self.accuracy, outcomes=self.outcomes, values=values,
+            "eval", step=step, eval_id=eval_id, task=self.task.name, grader=self.task.grader.name,
+            n_questions=len(self.task.questions), num_samples=len(self.answers[0]),
+            accuracy=self.accuracy, outcomes=self.outcomes, values={**self.values, "seconds": seconds},
         )  # fmt: skip
 
 
@@ -62,31 +65,38 @@ def evaluate(policy: Policy, evaluation: Evaluation, seed: int, step: int, batch
     samples = [(q, j) for q in range(len(prompts)) for j in range(evaluation.num_samples)]
     samples.sort(key=lambda s: len(prompts[s[0]]))  # questions of like length share a batch: less padding
     mine = policy.team.dealt(samples)
-    stop = policy.stop_ids(task.stop)
-    sampling = Sampling(evaluation.temperature, evaluation.top_p)
-    graded: dict[tuple[int, int], tuple[bool, int, bool]] = {}  # right, tokens, ended
-    for start in range(0, len(mine), batch_size):
-        batch = mine[start : start + batch_size]
-        draws = None
-        if evaluation.temperature > 0:
-            draws = uniforms(seed, "evaluation", step, [q * SAMPLES_PER_QUESTION + j for q, j in batch], length)
-        rollout = policy.sample([prompts[q] for q, _ in batch], draws, length, sampling, stop)
-        texts, lengths = policy.texts(rollout), rollout.mask.sum(1).tolist()
-        for (q, j), text, tokens, end in zip(batch, texts, lengths, rollout.ended.tolist(), strict=True):
-            graded[q, j] = task.correct(task.golds[q], text), tokens, end
-    graded = policy.team.merged(graded)
-    outcomes = "".join("1" if graded[key][0] else "0" for key in sorted(graded))
-    tokens_in_all, ended = (sum(g[i] for g in graded.values()) for i in (1, 2))
-    return Score(task, evaluation.num_samples, outcomes, tokens_in_all / len(samples), 1 - ended / len(samples))
+    answers: dict[tuple[int, int], Answer] = {}
+
+    def draws(indices: Sequence[int], length: int) -> np.ndarray:
+        keys = [q * SAMPLES_PER_QUESTION + j for q, j in (mine[i] for i in indices)]
+        return uniforms(seed, "evaluation", step, keys, length)
+
+    def grade(index: int, tokens: list[int], ended: bool) -> None:
+        q, j = mine[index]
+        text = cut(policy.text(tokens), evaluation.stop)
+        found, stated = task.grader.answer(text), task.grader.stated(text) is not None
+        right = found is not None and task.grader.same(task.golds[q], found)
+        answers[q, j] = Answer(found, right, stated, len(tokens), ended, repetition(tokens))
+
+    policy.answer_all(
+        [prompts[q] for q, _ in mine], draws if evaluation.temperature > 0 else None, length,
+        Sampling(evaluation.temperature, evaluation.top_p), policy.stop_ids(task.stop), evaluation.stop, batch_size, grade,
+    )  # fmt: skip
+    answers = policy.team.merged(answers)
+    by_question = tuple(tuple(answers[q, j] for j in range(evaluation.num_samples)) for q in range(len(prompts)))
+    return Score(task, by_question, values(by_question, task.golds, task.grader))
 
 
 class Scorer:
-    """Evaluates one policy and remembers the greedy scores of its base weights, which every run would measure again."""
+    """Evaluates one policy and remembers the scores of its base weights, which other runs would measure again.
+
+    Greedy scores are those of every run, sampled ones of every run with the same seed.
+    """
 
     def __init__(self, policy: Policy, batch_size: int) -> None:
         self.policy = policy
         self.batch_size = batch_size
-        self.greedy_base: dict[str, Score] = {}
+        self.base: dict[tuple[str, int | None], Score] = {}
 
     def emit(self, eval_id: str, evaluation: Evaluation, seed: int, step: int, emit: Callable[..., None]) -> float | None:
         """Evaluate (or recall), emit the record, return the accuracy (None: something else was measured).
@@ -97,11 +107,11 @@ class Scorer:
             emit_logits(self.policy, eval_id, evaluation, seed, step, self.batch_size, emit)
             return None
         started = time.perf_counter()
-        same_for_all_runs = step == 0 and evaluation.temperature == 0
-        score = self.greedy_base.get(eval_id) if same_for_all_runs else None
+        key = eval_id, seed if evaluation.temperature > 0 else None
+        score = self.base.get(key) if step == 0 else None
         if score is None:
             score = evaluate(self.policy, evaluation, seed, step, self.batch_size)
-        if same_for_all_runs:
-            self.greedy_base[eval_id] = score
+        if step == 0:
+            self.base[key] = score
         score.emit(emit, eval_id, step, time.perf_counter() - started)
         return score.accuracy

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-SUMS_GRADER = "last-sum@1"
-MATH_GRADER = "math-verify@0.9"
-"""Grader and version, recorded with each task: another major or minor version of Math-Verify may grade otherwise."""
+
+@dataclass(frozen=True)
+class Grader:
+    """Who grades: `name` and version are recorded with each score.
+
+    `answer(completion)` is what is graded (None: nothing was found), `stated(completion)` the answer that the completion says it
+    gives (None: it says none; a number somewhere in it is not enough), `same(gold, answer)` whether two answers are equal.
+    """
+
+    name: str
+    answer: Callable[[str], str | None]
+    stated: Callable[[str], str | None]
+    same: Callable[[str, str], bool]
+
+    def right(self, gold: str, completion: str) -> bool:
+        """Whether a completion's answer is the gold one."""
+        answer = self.answer(completion)
+        return answer is not None and self.same(gold, answer)
+
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _SUM = re.compile(r"=(-?\d+);$")
@@ -68,33 +88,77 @@ def is_right(gold: str, text: str) -> bool:
 
 
 def same_answer(gold: str, answer: str) -> bool:
-    """Whether two answers are equal by Math-Verify; see `grade_math` for its time limit."""
+    """Whether two answers are equal by Math-Verify.
+
+    It limits its time with SIGALRM, which only the main thread may use; elsewhere it runs without a limit.
+    """
     return _equal(gold, answer, threading.current_thread() is threading.main_thread())
 
 
-def grade_sum(gold: str, completion: str) -> bool:
-    """Whether a `two_step_sums` completion ends with the right sum."""
-    return extract_sum(completion) == gold
+SUMS = Grader("last-sum@1", extract_sum, extract_sum, operator.eq)
+"""Of `two_step_sums`: a completion ends with the right sum."""
+MATH = Grader("math-verify@0.9+answers@2", extract_answer, stated_answer, same_answer)
+"""Of files of questions. Another major or minor version of Math-Verify may grade otherwise, and so may other rules of what the
+answer is: 2 strips bold type,
+`text` around a whole answer and a full stop behind it."""
 
 
-def grade_math(gold: str, completion: str) -> bool:
-    """Whether the completion's answer equals the gold one, by Math-Verify (`verify(gold, answer)`: the order matters).
+def kinds(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:
+    """For each answer the number of its kind, counted in order of appearance; answers of one kind are `same` as its first.
 
-    Math-Verify limits its time with SIGALRM, which only the main thread may use; elsewhere it runs without a limit.
+    None stays None. Answers that are written alike but for LaTeX's spacing and sizes need no comparison.
     """
-    answer = extract_answer(completion)
-    return answer is not None and same_answer(gold, answer)
+    firsts: list[str] = []
+    written: dict[str, int] = {}
+    found: list[int | None] = []
+    for answer in answers:
+        if answer is None:
+            found.append(None)
+            continue
+        form = normal_form(answer)
+        if form not in written:
+            kind = next((i for i, first in enumerate(firsts) if same(first, answer)), len(firsts))
+            if kind == len(firsts):
+                firsts.append(answer)
+            written[form] = kind
+        found.append(written[form])
+    return found
+
+
+def normal_form(answer: str) -> str:
+    """An answer without what changes only its looks: dollar signs, blanks, LaTeX's spacing, sizes and display style."""
+    plain = re.sub(r"\\[,;:!]|\\(?:left|right|displaystyle)(?![a-zA-Z])|\\?\$", "", bare(answer))
+    plain = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", plain)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain)  # 1 1/2 is not 11/2
+
+
+def bare(answer: str) -> str:
+    r"""An answer without blanks around it, a \text{...} that holds all of it, bold type (`\mathbf{1 4}` is 14), a full stop behind."""
+    answer = answer.strip()
+    if held := re.fullmatch(r"\\text(?:bf|it|rm|normal)?\s*\{([^{}]*)\}", answer):
+        answer = held[1].strip()
+    answer = re.sub(r"\\(?:mathbf|boldsymbol|bm)\s*\{([^{}]*)\}", lambda bold: re.sub(r"(?<=\d) +(?=\d)", "", bold[1]), answer)
+    return answer.rstrip(".") or answer
 
 
 @lru_cache(maxsize=65536)
 def _equal(gold: str, answer: str, limited: bool) -> bool:
-    if gold.strip() == answer.strip():
-        return True
-    from math_verify import parse, verify
+    gold, answer = bare(gold), bare(answer)
+    return gold == answer or verified(gold, answer, limited)
 
-    seconds = 5 if limited else None
-    g, a = (parse(_boxed(text), parsing_timeout=seconds) for text in (gold, answer))
-    return bool(verify(g, a, timeout_seconds=seconds))
+
+def verified(gold: str, answer: str, limited: bool = True) -> bool:
+    """Whether Math-Verify finds two answers equal (`verify(gold, answer)`: the order matters), in 5 s each if `limited`."""
+    from math_verify import verify
+
+    return bool(verify(_parsed(gold, limited), _parsed(answer, limited), timeout_seconds=5 if limited else None))
+
+
+@lru_cache(maxsize=65536)
+def _parsed(answer: str, limited: bool) -> list[Any]:
+    from math_verify import parse
+
+    return list(parse(_boxed(answer), parsing_timeout=5 if limited else None))
 
 
 def _boxed(answer: str) -> str:

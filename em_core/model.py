@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from em_core.models import LOGITS_CHUNK, resolve_model
 from em_core.parallel import ALONE, Team
+from em_core.refilling import Draws, Ended, answer_all
 from em_core.rollout import Rollout, Sampling, sample
 from em_core.sharding import drop_gathered, local, shard, spread_like, whole
 
@@ -164,12 +165,17 @@ class Policy:
         return self._ids(text)
 
     def encode_question(self, question: str, system: str | None) -> list[int]:
-        """Token ids of a task's question: as it stands (`system` None), by chat template, or in the same words."""
+        """Token ids of a task's question: as it stands (`system` None), by chat template, or in the same words.
+
+        Without a system turn (`system` "") a chat template may bring one of its own.
+        """
         if system is None:
             return self._ids(question)
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": question})
         if self.tokenizer.chat_template:
-            return self._chat([{"role": "system", "content": system}, {"role": "user", "content": question}])
-        return self._ids(f"{system}\n\n{question}\n\n")
+            return self._chat(turns)
+        return self._ids("".join(f"{turn['content']}\n\n" for turn in turns))
 
     def _chat(self, turns: list[dict[str, str]]) -> list[int]:
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -178,6 +184,34 @@ class Policy:
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
+
+    def answer_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        draws: Draws | None,
+        length: int,
+        sampling: Sampling,
+        stop: Sequence[int],
+        stop_texts: Sequence[str],
+        capacity: int,
+        ended: Ended,
+    ) -> None:
+        """One answer to each prompt, which ends at a token of `stop` or any of `stop_texts`; see `em_core.refilling`."""
+        longest = max((len(text.encode()) for text in stop_texts), default=0) + 1  # a token is a byte or more
+
+        def just_said(said: list[list[int]]) -> list[bool]:
+            tails = self.tokenizer.batch_decode([tokens[-longest:] for tokens in said])
+            return [any(text in tail for text in stop_texts) for tail in tails]
+
+        together = self.team.all if self.team.sharded else None
+        answer_all(
+            self.model, prompts, draws, length, sampling, stop, self.pad, capacity, ended,
+            just_said if stop_texts else None, together,
+        )  # fmt: skip
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """A completion as text, without special tokens."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The completions as text, without special tokens."""

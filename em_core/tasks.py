@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import json
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,16 +21,20 @@ from typing import Any
 
 from em_core.config import Evaluation
 from em_core.errors import UserError
-from em_core.grading import MATH_GRADER, SUMS_GRADER, grade_math, grade_sum, last_boxed
+from em_core.grading import MATH, SUMS, Grader, last_boxed
 
 BUILT_IN = {"two_step_sums": 1, "two_step_sums_validation": 1}
 """Name -> version. A version is bumped when its questions, golds or grading change."""
 
 EXTERNAL = "external:"
 """Begins the key of a task that only a trainer of one's own knows."""
+UNKNOWN_GRADER = Grader("external", lambda completion: None, lambda completion: None, lambda gold, answer: False)
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 """System turn of the template `qwen25-math-cot`; the user turn is the question."""
+
+CHATS = {"chat": "", "qwen25-math-cot": SYSTEM}
+"""Templates that ask through the tokenizer's chat template, by name -> their system turn ("": none of ours)."""
 
 CHAT_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 """Tokens, where the vocabulary has them, that end an answer though a base model's own end-of-text is another."""
@@ -41,20 +45,23 @@ class Task:
     """Questions and golds of equal number and order.
 
     `system` is None where a question is fed as it stands; otherwise it is asked through the tokenizer's chat template
-    (or in the same words as plain text). `stop` names tokens that end an answer besides the model's own.
-    `correct(gold, completion)` grades one completion, its special tokens removed. `solutions` are worked answers, where the
-    task has them: the text on which the logits of all models are compared; empty where a question has none.
+    (or in the same words as plain text) after that system turn, of which "" is none. `stop` names tokens that end an answer
+    besides the model's own. `solutions` are worked answers, where the task has them: the text on which the logits of all models
+    are compared; empty where a question has none.
     """
 
     name: str
     questions: tuple[str, ...]
     golds: tuple[str, ...]
-    correct: Callable[[str, str], bool]
-    grader: str
+    grader: Grader
     system: str | None
     stop: tuple[str, ...]
     max_completion_length: int
     solutions: tuple[str, ...] = ()
+
+    def correct(self, gold: str, completion: str) -> bool:
+        """Whether a completion, its special tokens removed, is right."""
+        return self.grader.right(gold, completion)
 
 
 def task_key(name_or_path: str) -> str:
@@ -65,12 +72,12 @@ def task_key(name_or_path: str) -> str:
 
 
 def load_task(evaluation: Evaluation) -> Task:
-    """The task an evaluation names, cut to its `limit`. Raises `UserError` where it cannot be read.
+    """The task an evaluation names, cut to its `limit`, asked in its way. Raises `UserError` where it cannot be read.
 
     A task that only a trainer of one's own knows has no questions here.
     """
     if evaluation.task_key.startswith(EXTERNAL):
-        return Task(evaluation.task, (), (), lambda gold, completion: False, "external", None, (), 1)
+        return Task(evaluation.task, (), (), UNKNOWN_GRADER, None, (), 1)
     if evaluation.task in BUILT_IN:
         task = two_step_sums() if evaluation.task == "two_step_sums" else two_step_sums_validation()
     else:
@@ -80,7 +87,28 @@ def load_task(evaluation: Evaluation) -> Task:
     if evaluation.measure == "logits" and not all(parts["solutions"]):
         at = parts["solutions"].index("") + 1
         raise UserError(f"logits are measured on worked solutions, and {task.name} has none for its question {at}")
-    return replace(task, **parts)
+    return asked(replace(task, **parts), evaluation.template, evaluation.system)
+
+
+def asked(task: Task, template: str, system: str | None) -> Task:
+    """The task with its questions as `template` puts them, and another system turn where one is said.
+
+    Raises `UserError` for a template that is neither a name nor a text with `{question}`, and for a system turn without a chat.
+    """
+    if template in CHATS:
+        task = replace(task, system=CHATS[template], stop=CHAT_ENDS)
+    elif template == "none":
+        task = replace(task, system=None)
+    elif "{question}" in template:  # not str.format: LaTeX is full of braces
+        task = replace(task, system=None, questions=tuple(template.replace("{question}", q) for q in task.questions))
+    elif template != "auto":
+        known = ", ".join(("auto", "none", *CHATS))
+        raise UserError(f"template {template[:40]!r} is none of {known}, and a text of your own has {{question}} in it")
+    if system is None:
+        return task
+    if task.system is None:
+        raise UserError("`system` is a turn of a chat, and this template feeds the question without one; write it into the text")
+    return replace(task, system=system)
 
 
 def _file(name: str) -> Path:
@@ -121,7 +149,7 @@ def draw_sums(key: str, count: int, without: Collection[str] = ()) -> dict[str, 
 
 def _sums(name: str, golds: dict[str, str]) -> Task:
     worked = tuple(map(_worked_sum, golds))
-    return Task(name, tuple(golds), tuple(golds.values()), grade_sum, SUMS_GRADER, None, (), 24, worked)
+    return Task(name, tuple(golds), tuple(golds.values()), SUMS, None, (), 24, worked)
 
 
 def _worked_sum(question: str) -> str:
@@ -145,9 +173,7 @@ def _math_file(path: str, _mtime: int, question_field: str | None, answer_field:
     if not questions:
         raise UserError(f"task file {path!r} holds no questions")
     name = Path(path).name
-    return Task(
-        name, tuple(questions), tuple(golds), grade_math, MATH_GRADER, SYSTEM, CHAT_ENDS, 3072, solutions=tuple(solutions)
-    )
+    return Task(name, tuple(questions), tuple(golds), MATH, SYSTEM, CHAT_ENDS, 3072, solutions=tuple(solutions))
 
 
 def _row(path: str, number: int, line: str) -> dict[str, Any]:

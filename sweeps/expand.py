@@ -19,7 +19,7 @@ from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
 from em_core.prompts import Prompt
-from em_core.tasks import BUILT_IN, EXTERNAL, load_task, task_key
+from em_core.tasks import BUILT_IN, EXTERNAL, asked, load_task, task_key
 from sweeps.axes import checked, is_axis, values_of, with_random
 from sweeps.complaints import said_as, unknown
 from sweeps.own import gathered, is_field, read_by, trainer_fields
@@ -31,6 +31,8 @@ from sweeps.stages import Part, parts_of
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
+ENTRY_FIELDS = ("measure", "top_p", "num_samples", "max_completion_length", "limit", "template", "system")
+"""Fields of a measurement that stand in its `evaluate` entry under the same name."""
 EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
 
 
@@ -343,13 +345,18 @@ def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperat
             question_field=task.question if isinstance(task, TaskFile) else None,
             answer_field=task.answer if isinstance(task, TaskFile) else None,
             temperature=temperature,
-            **{k: getattr(entry, k) for k in ("measure", "top_p", "num_samples", "max_completion_length", "limit")},
+            **{k: getattr(entry, k) for k in ENTRY_FIELDS},
+            stop=tuple(entry.stop),
         )
-        load_task(evaluation)
+        found = load_task(evaluation.model_copy(update={"template": "auto", "system": None}))
     except UserError as error:
         raise SpecError(path, str(error)) from None
     except (OSError, ValueError) as error:
         raise SpecError(path, f"task file {name!r} cannot be read: {str(error).splitlines()[0]}") from None
+    try:
+        asked(found, entry.template, entry.system)
+    except UserError as error:
+        raise SpecError((*path[:-2], "system" if str(error).startswith("`system`") else "template"), str(error)) from None
     return evaluation
 
 

@@ -148,7 +148,8 @@ def _entry(e: Evaluation, batch: int) -> dict[str, Any]:
     if e.task not in BUILT_IN and not e.task_key.startswith(EXTERNAL):
         names = {"question": e.question_field, "answer": e.answer_field}
         task = {"file": e.task, **{k: v for k, v in names.items() if v is not None}}
-    rest = e.model_dump(include={"temperature", "top_p", "num_samples", "max_completion_length"}, exclude_none=True)
+    said = {"temperature", "top_p", "num_samples", "max_completion_length", "template", "system"}
+    rest = e.model_dump(include=said, exclude_none=True) | {"stop": list(e.stop)}
     return {"tasks": [task], "steps": ["last"], **rest, "limit": limit if e.limit is None else min(limit, e.limit)}
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from em_core.config import CHAINED, PARAMS, Execution, Strict, TrainingConfig
+from em_core.config import CHAINED, PARAMS, STOP, TEMPLATE, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from sweeps.complaints import complaint, said_as, unknown
@@ -64,6 +64,9 @@ class EvaluateEntry(Strict):
     num_samples: int = Field(1, ge=1, description="Answers per question (count).")
     max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
     limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
+    template: str = Field("auto", description=TEMPLATE)
+    system: str | None = Field(None, min_length=1, description="System turn of a chat (none: the template's own).")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], description=STOP)
 
 
 class Spec(Strict):

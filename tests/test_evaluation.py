@@ -37,16 +37,20 @@ def test_draws_belong_to_question_and_sample() -> None:
     assert outcomes(2, step=3) != two
 
 
-def test_greedy_base_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_measured_once_for_each_seed_or_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr("em_core.evaluation.evaluate", lambda *a: calls.append(a) or evaluate(*a))
     scorer, records = Scorer(miniature(), 256), Records()
     sampled = Evaluation(task="two_step_sums", temperature=1.0, limit=5)
-    for seed in (1, 2):
+    for seed in (1, 2, 1):
         scorer.emit("e", SUMS, seed, 0, records)
         scorer.emit("s", sampled, seed, 0, records)
-    assert len(calls) == 3
-    assert records.timeless()[0] == records.timeless()[2]
+    assert [call[2] for call in calls] == [1, 1, 2]
+    greedy, first, again, second, _, third = records.timeless()
+    assert (greedy, first) == (again, third)
+    assert first != second
+    scorer.emit("s", sampled, 1, 1, records)
+    assert len(calls) == 4, "of a later step nothing is known"
 
 
 def test_a_file_of_questions(tmp_path: Path) -> None:
@@ -55,7 +59,8 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     files = (("f" * 12, Evaluation(task=str(path), max_completion_length=24), (0, 1)),)
     _, records = run(Trainer(CPU), request(config(max_steps=1), tmp_path, evaluations=files))
-    assert [(r["task"], r["n_questions"], r["grader"]) for r in records.of("eval")] == [("sums.jsonl", 3, "math-verify@0.9")] * 2
+    said = [(r["task"], r["n_questions"], r["grader"]) for r in records.of("eval")]
+    assert said == [("sums.jsonl", 3, "math-verify@0.9+answers@2")] * 2
     unbounded = (("f" * 12, Evaluation(task=str(path)), (0,)),)  # the task's 3,072 tokens are cut to the model's positions
     assert run(Trainer(CPU), request(config(max_steps=0), tmp_path, evaluations=unbounded))[0].status == "completed"
     path.write_text(json.dumps({"problem": "Q:1+2" + "+1" * 400, "answer": "1"}))

@@ -10,7 +10,7 @@ import pytest
 
 from em_core.config import Evaluation
 from em_core.errors import UserError
-from em_core.grading import extract_answer, extract_sum, grade_math, grade_sum, has_answer, last_boxed
+from em_core.grading import MATH, SUMS, bare, extract_answer, extract_sum, has_answer, kinds, last_boxed, normal_form
 from em_core.tasks import load_task, task_key
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "benchmarks"
@@ -34,9 +34,24 @@ def test_extraction() -> None:
 
 @pytest.mark.fast
 def test_sums() -> None:
-    assert grade_sum("24", "12+7=19;19+5=24;")
-    assert not grade_sum("24", "=23;")
-    assert not grade_sum("24", "")
+    assert SUMS.right("24", "12+7=19;19+5=24;")
+    assert not SUMS.right("24", "=23;")
+    assert not SUMS.right("24", "")
+
+
+@pytest.mark.fast
+def test_what_only_changes_the_looks() -> None:
+    assert [bare(a) for a in ("104.", r" \textbf{(073)} ", "...", r"\text{a}b")] == ["104", "(073)", "...", r"\text{a}b"]
+    for alike in ((r"\dfrac{1}{2}", r"\frac {1} {2}"), (r"\left( 3,\, 4\right)", "(3,4)"), (r"\$5", "5"), ("5.", "$5$")):
+        assert len({normal_form(a) for a in alike}) == 1
+    assert normal_form("1 1/2") != normal_form("11/2")
+    assert normal_form(r"\leftarrow x") == r"\leftarrowx"  # no `left` to take away
+    assert kinds(["1", None, "2", " 1 ", "3", "2."], SUMS.same) == [0, None, 1, 0, 2, 1]
+
+
+@pytest.mark.slow
+def test_kinds_by_math_verify() -> None:
+    assert kinds([r"\frac{1}{2}", "0.5", "2", r"\dfrac12", "1/2"], MATH.same) == [0, 0, 1, 0, 0]
 
 
 @pytest.mark.slow
@@ -51,10 +66,12 @@ def test_sums() -> None:
         ("24", r"\boxed{25}", False),
         ("24", "no idea", False),
         (r"\sqrt{2}", r"\boxed{\frac{", False),
+        ("104", r"\boxed{104.}", True),
+        ("073", r"\boxed{\textbf{(073)}}", True),
     ],
 )
 def test_math_verify(gold: str, completion: str, right: bool) -> None:
-    assert grade_math(gold, completion) is right
+    assert MATH.right(gold, completion) is right
 
 
 @pytest.mark.fast
