@@ -133,7 +133,7 @@ def normal_form(answer: str) -> str:
 
 
 def bare(answer: str) -> str:
-    r"""An answer without blanks around it, a \text{...} that holds all of it, bold type (`\mathbf{1 4}` is 14), a last full stop."""
+    r"""An answer without blanks around it, a \text{...} that holds all of it, bold type (`\mathbf{14}` is 14), a full stop."""
     answer = answer.strip()
     if held := re.fullmatch(r"\\text(?:bf|it|rm|normal)?\s*\{([^{}]*)\}", answer):
         answer = held[1].strip()
