@@ -427,6 +427,7 @@ def test_a_worker_goes_from_start_to_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_that_vanished_when_its_turn_came_is_made_again(tmp_path: Path, emsweep: Emsweep) -> None:
     """The child was handed out when it was there; its job finds it gone, and the next rounds train the parent again."""
     text = SPEC.replace("[0, last], base", "last, base").replace("seeds: 2", "seeds: 1")
