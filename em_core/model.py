@@ -158,9 +158,14 @@ class Policy:
         return self._ids(text)
 
     def encode_question(self, question: str, system: str | None) -> list[int]:
-        """Token ids of a task's question: as it stands (`system` None), by chat template, or in the same words."""
+        """Token ids of a task's question: as it stands (`system` None), by chat template, or in the same words.
+
+        Where `system` is empty it is asked as a training prompt is.
+        """
         if system is None:
             return self._ids(question)
+        if not system:
+            return self.encode(question, "auto")
         if self.tokenizer.chat_template:
             return self._chat([{"role": "system", "content": system}, {"role": "user", "content": question}])
         return self._ids(f"{system}\n\n{question}\n\n")
