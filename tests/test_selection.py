@@ -18,6 +18,7 @@ from sweeps import cli
 from sweeps.expand import expand
 from sweeps.selection import Data, by_history, by_variance, read_data, read_history
 from sweeps.spec import load_spec
+from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
 from tests.models import miniature
 
@@ -147,3 +148,15 @@ def test_the_miniature_is_asked_and_a_larger_k_adds(tmp_path: Path, emsweep: Ems
     trained = [c.training for c in expand(load_spec(tmp_path / "spec.yaml")).configs]
     assert [Prompt(t.prompt, t.answer) for t in trained] == chosen
     assert json.loads(emsweep("status", "--json", check=0).stdout)[0]["completed"] == 4
+
+
+@pytest.mark.long
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_asking_through_the_queue_gives_the_same_table(tmp_path: Path, slurm: SlurmCluster, emsweep: Emsweep) -> None:
+    (tmp_path / "few.jsonl").write_bytes(encode_set(PROMPT_SETS["sums"]()[:12]))
+    (tmp_path / "site.toml").write_text("poll_seconds = 1\n")
+    ask = ("select-prompts", "few.jsonl", "--temperature", "0.7", "-k", "3", "-y")
+    emsweep(*ask, "-o", "here.csv", "--launcher", "local", "--root", "other", "--db", "other.duckdb", check=0)
+    emsweep(*ask, "-o", "there.csv", "--launcher", "slurm", env=slurm.env(), check=0)
+    assert (tmp_path / "there.csv").read_text() == (tmp_path / "here.csv").read_text()
