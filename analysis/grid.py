@@ -162,6 +162,9 @@ def _configs(frames: Frames) -> tuple[pl.DataFrame, tuple[str, ...]]:
         *((pl.col("status") == s).sum().alias(f"n_{s}") for s in ("completed", "diverged", "failed")),
     )
     varied = [f for f in ("arm", *fields, "model") if described[f].n_unique() > 1]
+    answers = described.filter(pl.col("answer").is_not_null())
+    if "answer" in varied and answers.select("prompt", "answer").n_unique() == answers["prompt"].n_unique():
+        varied.remove("answer")  # comes with the prompt, and only some methods read it
     if "prompt" in varied and described["prompt_name"].n_unique() == described["prompt"].n_unique():
         varied[varied.index("prompt")] = "prompt_name"
     if "model" in varied and {"model_name_or_path", "command"} & set(varied):

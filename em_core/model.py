@@ -167,15 +167,15 @@ class Policy:
     def encode_question(self, question: str, system: str | None) -> list[int]:
         """Token ids of a task's question: as it stands (`system` None), by chat template, or in the same words.
 
-        Without a system turn (`system` "") a chat template may bring one of its own.
+        Where `system` is empty it is asked as a training prompt is.
         """
         if system is None:
             return self._ids(question)
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": question})
+        if not system:
+            return self.encode(question, "auto")
         if self.tokenizer.chat_template:
-            return self._chat(turns)
-        return self._ids("".join(f"{turn['content']}\n\n" for turn in turns))
+            return self._chat([{"role": "system", "content": system}, {"role": "user", "content": question}])
+        return self._ids(f"{system}\n\n{question}\n\n")
 
     def _chat(self, turns: list[dict[str, str]]) -> list[int]:
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

@@ -3,7 +3,7 @@
 A task is built in (`two_step_sums`, `two_step_sums_validation`) or a jsonl file of mathematical questions, one object per
 line. Recognised fields:
 
-* question: `problem` or `question`;
+* question: `problem` or `question`; without these `prompt`, which is asked as training asks it: without a system turn;
 * gold answer: `answer` (after `####` where it has one), `final_answer` (its first), or the last box of `solution`.
 """
 
@@ -162,18 +162,19 @@ def _worked_sum(question: str) -> str:
 
 @lru_cache(maxsize=32)
 def _math_file(path: str, _mtime: int, question_field: str | None, answer_field: str | None) -> Task:
-    questions, golds, solutions = [], [], []
+    questions, golds, solutions, system = [], [], [], SYSTEM
     with open(path, encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             if line.strip():
                 row = _row(path, number, line)
+                system = SYSTEM if question_field or {"problem", "question"} & row.keys() else ""
                 questions.append(_question(path, number, row, question_field))
                 golds.append(_gold(path, number, row, answer_field))
                 solutions.append(_solution(row))
     if not questions:
         raise UserError(f"task file {path!r} holds no questions")
     name = Path(path).name
-    return Task(name, tuple(questions), tuple(golds), MATH, SYSTEM, CHAT_ENDS, 3072, solutions=tuple(solutions))
+    return Task(name, tuple(questions), tuple(golds), MATH, system, CHAT_ENDS, 3072, solutions=tuple(solutions))
 
 
 def _row(path: str, number: int, line: str) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _row(path: str, number: int, line: str) -> dict[str, Any]:
 
 
 def _question(path: str, number: int, row: dict[str, Any], field: str | None) -> str:
-    for name in [field] if field else ["problem", "question"]:
+    for name in [field] if field else ["problem", "question", "prompt"]:
         question = row.get(name)
         if isinstance(question, str) and question.strip():
             return question

@@ -190,7 +190,13 @@ def _memory(configs: Iterable[Config], spec: Spec, measured: Peaks) -> dict[str,
 
 
 def varied_fields(configs: Sequence[Config]) -> list[str]:
-    """Training fields that take more than one value, in the order of their definition; the prompt by its name."""
+    """Training fields that take more than one value, in the order of their definition; the prompt by its name.
+
+    An answer comes with its prompt, and is no field of its own unless a prompt has several.
+    """
     points = [{**c.training.flat(), "prompt": c.prompt_name} for c in configs]
     names = dict.fromkeys(name for point in points for name in point)
+    answers = {(c.training.prompt, c.training.answer) for c in configs if c.training.answer is not None}
+    if len(answers) == len({prompt for prompt, _ in answers}):
+        del names["answer"]
     return [name for name in names if len({point.get(name) for point in points}) > 1]

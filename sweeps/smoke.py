@@ -6,20 +6,17 @@ it. Each shape has a resource rule of its own, so each is a job of its own: its 
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from ruamel.yaml import YAML
 
 from em_core.config import CHAINED, Evaluation, TrainingConfig, reads
-from em_core.journal import SweepDir, disk_faults
+from em_core.journal import SweepDir
 from em_core.prompts import PROMPTS, is_set, set_file
 from em_core.tasks import BUILT_IN, EXTERNAL
 from sweeps import history
@@ -28,7 +25,8 @@ from sweeps.own import read_by
 from sweeps.prompts import resolve_prompt, store_sets
 from sweeps.resources import Resources
 from sweeps.site import Site
-from sweeps.spec import Spec, load_spec
+from sweeps.spec import Spec
+from sweeps.written import write_spec
 
 LONGEST = 80 - len(history.SMOKE)
 """Characters that the name of a spec leaves for the name of its sweep."""
@@ -95,18 +93,7 @@ def write_smoke(spec: Spec, root: Path, site: Site) -> Spec:
     folder = SweepDir(root, expansion.sweep).prompts
     store_sets(folder, expansion.prompt_sets)
     data = smoke_spec(spec, expansion, folder)
-    path = SweepDir(root, data["name"]).path / "spec.yaml"
-    text = io.StringIO()
-    yaml = YAML()
-    yaml.width = 1000
-    yaml.dump(data, text)
-    beside = spec.document.path.with_name("site.toml")
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if beside.is_file():
-            shutil.copy(beside, path.with_name("site.toml"))  # a follow-up job goes by the file beside the spec
-        path.write_text("# Written by `emsweep smoke`.\n" + text.getvalue(), encoding="utf-8")
-    return load_spec(path, (), site)
+    return write_spec(data, root, site, spec.document.path.parent, "emsweep smoke")
 
 
 def _rule(spec: Spec, c: Config) -> Resources:

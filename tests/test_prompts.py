@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analysis.grid import read_grid
 from em_core.config import TrainingConfig
 from em_core.errors import UserError
 from em_core.grading import is_right
@@ -22,6 +23,7 @@ from sweeps.manifest import extend, read_manifest
 from sweeps.merge import merge
 from sweeps.pack import pack
 from sweeps.plan import spec_fields
+from sweeps.price import varied_fields
 from sweeps.prompts import check_answers, resolve_prompt, store_sets
 from sweeps.spec import load_spec
 from tests.conftest import Emsweep
@@ -95,6 +97,19 @@ def test_an_answer_is_part_of_an_id_only_where_it_is_rewarded(tmp_path: Path) ->
     assert right == same != wrong
     assert made(tmp_path, "plus", "grpo").configs[0].training.answer == "24"
     assert made(tmp_path, "plus", "em").configs[0].training.answer is None
+
+
+@pytest.mark.fast
+def test_an_answer_is_no_axis_unless_a_prompt_has_several(tmp_path: Path) -> None:
+    arms = "arms: {em: {method: em}, grpo: {method: grpo, prompt: [plus, minus]}}\n"
+    path = tmp_path / "spec.yaml"
+    head = "name: t\nbase: {model_name_or_path: miniature, prompt: plus}\nseeds: 1\n"
+    path.write_text(head + arms)
+    assert varied_fields(expand(load_spec(path)).configs) == ["method", "prompt"]
+    path.write_text(
+        head.replace("prompt: plus", "method: grpo") + "axes: {prompt: [{text: a, answer: 1}, {text: a, answer: 2}]}\n"
+    )
+    assert varied_fields(expand(load_spec(path)).configs) == ["answer"]
 
 
 @pytest.mark.fast
@@ -277,6 +292,8 @@ def test_runs_on_a_set_are_trained_shown_merged_and_packed(tmp_path: Path, emswe
     assert "prompt: Q:12+7+5=? (answer 24)" in emsweep("show", one, check=0).stdout
     ends = {r["run_id"]: r for p in (root / "t" / "journals").iterdir() for r in read_records(p) if r["kind"] == "run_end"}
     assert [ends[r]["status"] for r in (many, one)] == ["completed", "completed"]
+
+    assert read_grid(tmp_path / "results.duckdb", "t").varied == ("prompt_name",)
 
     [file] = (root / ".prompts").iterdir()
     merge(tmp_path / "elsewhere", root)
