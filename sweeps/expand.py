@@ -325,7 +325,7 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
 
 def _check_logits(entry: EvaluateEntry, configs: list[Config], path: Path_) -> None:
     """Refuse what a measurement of logits does not read, and who cannot take one."""
-    for name in ("temperature", "top_p", "num_samples"):
+    for name in ("temperature", "top_p", "num_samples", "stop"):
         if name in entry.model_fields_set:
             raise SpecError((*path, name), f"logits are measured without `{name}`: leave it out")
     if any(c.training.command for c in configs):

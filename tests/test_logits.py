@@ -119,7 +119,8 @@ def test_a_run_measures_both_and_keeps_the_best_by_accuracy(tmp_path: Path) -> N
     assert len(set(skewness)) == 3, "training moves the logits"
     rehearsed = Records()
     Noop(CPU).run(wanted, rehearsed)
-    for real, fake in zip(records.of("eval"), rehearsed.of("eval"), strict=True):
+    of_logits = ([r for r in told.of("eval") if r["eval_id"][0] == "f"] for told in (records, rehearsed))
+    for real, fake in zip(*of_logits, strict=True):
         assert {*real} - {"grader"} == {*fake} - {"grader"}
         assert real["values"].keys() == fake["values"].keys()
 
