@@ -160,3 +160,10 @@ def test_asking_through_the_queue_gives_the_same_table(tmp_path: Path, slurm: Sl
     emsweep(*ask, "-o", "here.csv", "--launcher", "local", "--root", "other", "--db", "other.duckdb", check=0)
     emsweep(*ask, "-o", "there.csv", "--launcher", "slurm", env=slurm.env(), check=0)
     assert (tmp_path / "there.csv").read_text() == (tmp_path / "here.csv").read_text()
+
+
+@pytest.mark.fast
+def test_the_shipped_table_ranks_the_shipped_sums() -> None:
+    e = expand(load_spec(Path(__file__).parent.parent / "sweeps" / "specs" / "prompt-selection.yaml"))
+    assert sorted(c.training.prompt for c in e.configs) == sorted(p.text for p in PROMPT_SETS["sums"]())
+    assert e.configs[0].prompt_name == "prompt-selection#0"

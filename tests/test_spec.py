@@ -79,7 +79,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         "2: base.lerning_rate: unknown field `lerning_rate`; did you mean `learning_rate`?",
     ),
     "kl_cov on policy": (
-        base("method: kl_cov, answer: '24'"),
+        base("method: kl_cov"),
         "2: base.method: kl_cov does nothing with one update per rollout: set `steps_per_generation` or `num_iterations` above 1",
     ),
     "clip-higher on policy": (
