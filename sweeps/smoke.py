@@ -6,7 +6,6 @@ it. Each shape has a resource rule of its own, so each is a job of its own: its 
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from ruamel.yaml import YAML
 
 from em_core.config import Evaluation, TrainingConfig, reads
 from em_core.journal import SweepDir, disk_faults
@@ -29,6 +27,7 @@ from sweeps.prompts import resolve_prompt, store_sets
 from sweeps.resources import Resources
 from sweeps.site import Site
 from sweeps.spec import Spec, load_spec
+from sweeps.yamlfile import as_yaml
 
 LONGEST = 80 - len(history.SMOKE)
 """Characters that the name of a spec leaves for the name of its sweep."""
@@ -96,16 +95,12 @@ def write_smoke(spec: Spec, root: Path, site: Site) -> Spec:
     store_sets(folder, expansion.prompt_sets)
     data = smoke_spec(spec, expansion, folder)
     path = SweepDir(root, data["name"]).path / "spec.yaml"
-    text = io.StringIO()
-    yaml = YAML()
-    yaml.width = 1000
-    yaml.dump(data, text)
     beside = spec.document.path.with_name("site.toml")
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if beside.is_file():
             shutil.copy(beside, path.with_name("site.toml"))  # a follow-up job goes by the file beside the spec
-        path.write_text("# Written by `emsweep smoke`.\n" + text.getvalue(), encoding="utf-8")
+        path.write_text(as_yaml(data, "Written by `emsweep smoke`."), encoding="utf-8")
     return load_spec(path, (), site)
 
 

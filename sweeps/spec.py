@@ -39,9 +39,9 @@ Heat = Annotated[float, Field(ge=0)]
 
 
 class TaskFile(Strict):
-    """A jsonl file of questions with the names of its fields, where they are not recognised."""
+    """A file of questions with the names of its fields, where they are not recognised."""
 
-    file: str = Field(description="Path of a jsonl file, relative to the spec.")
+    file: str = Field(description="A .jsonl, .csv or .parquet file: a path, relative to the spec, or hf://datasets/....")
     question: str | None = Field(None, description="Field with the question.")
     answer: str | None = Field(None, description="Field with the gold answer.")
 
@@ -49,7 +49,9 @@ class TaskFile(Strict):
 class EvaluateEntry(Strict):
     """What is measured and when. Changing it never retrains a run."""
 
-    tasks: list[str | TaskFile] = Field(min_length=1, description="Built-in tasks by name, or jsonl files.")
+    tasks: list[str | TaskFile] = Field(
+        min_length=1, description="Built-in tasks by name, or files of questions (.jsonl, .csv, .parquet)."
+    )
     steps: Steps = Field(
         ["last"], min_length=1, description="When to measure (optimizer updates; 0: the base model; `last`: the end)."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,3 +156,12 @@ def _yaml_complaint(error: MarkedYAMLError) -> str:
 def _kind(value: Any) -> str:
     text = " ".join(str(value).split())
     return "a list" if isinstance(value, list) else f"`{text if len(text) < 60 else text[:57] + '...'}`"
+
+
+def as_yaml(data: Mapping[str, Any], comment: str) -> str:
+    """A document under a line of comment."""
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 1000
+    yaml.dump(dict(data), text)
+    return f"# {comment}\n{text.getvalue()}"
