@@ -53,6 +53,9 @@ coverage: $(READY)  ## simulate every interval and test, and write docs/coverage
 traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)
 	$(PYTHON) -m tests.traps
 
+grading: $(READY)  ## grade benchmarks' own answers and solutions, and write docs/grading.md (DATA=folder of their files)
+	$(PYTHON) -m tests.grading_table $(DATA)
+
 # No .venv here: these need Python's own library only, and their output is for `eval`.
 slurm-up:  ## start a throw-away Slurm on this machine and print what a shell needs for it (as root; SLURM_DIR=)
 	@python3 -m tests.cluster up $(SLURM_DIR)

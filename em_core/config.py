@@ -174,13 +174,15 @@ STOP = "Texts that end an answer, besides the tokens that always do; it is cut b
 class Evaluation(Strict):
     """One measurement: a task at one temperature. `eval_id` names it; the steps at which it is taken do not."""
 
-    task: str = Field(description="Name of a built-in task, or the path of a jsonl file of questions.")
+    task: str = Field(
+        description="Name of a built-in task, or a file of questions (.jsonl, .csv, .parquet; a path or hf://datasets/...)."
+    )
     measure: Literal["accuracy", "logits"] = Field(
         "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the task's worked solutions."
     )
     task_key: str = Field("", description="What the task is: `name@version`, or `sha256:...` of the file. Set by `expand`.")
-    question_field: str | None = Field(None, description="jsonl: field that holds the question (none: recognised).")
-    answer_field: str | None = Field(None, description="jsonl: field that holds the gold answer (none: recognised).")
+    question_field: str | None = Field(None, description="Of a file: field that holds the question (none: recognised).")
+    answer_field: str | None = Field(None, description="Of a file: field that holds the gold answer (none: recognised).")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature (0: greedy).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass kept (0 < p <= 1).")
     num_samples: int = Field(1, ge=1, description="Answers sampled per question (count).")

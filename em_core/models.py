@@ -206,10 +206,11 @@ def memory_estimate(name: str, revision: str | None, config: TrainingConfig, exe
     kept = layers * hidden * (1 if execution.gradient_checkpointing else 16) * width
     has_reference = config.kl_coef > 0 and "kl_coef" in reads(config.method)
     logits = scored if shards > 1 else 0  # a sharded model computes them at once
+    trained = count / shards if config.max_steps else 0.0  # a run without updates has neither gradients nor activations
     parts = {
         "weights": 4 * count / shards,
-        "gradients": 4 * count / shards,
-        "adam": 8 * count / shards,
+        "gradients": 4 * trained,
+        "adam": 8 * trained,
         "compute_copy": 2 * count if bf16 and shards == 1 else 0,
         "reference": (width if shards == 1 else 4 / shards) * count if has_reference else 0,
         "kv_cache": size.rollout * length * cached,

@@ -1,7 +1,7 @@
 """What is measured: questions, gold answers, and who grades. Never imports torch.
 
-A task is built in (`two_step_sums`, `two_step_sums_validation`) or a jsonl file of mathematical questions, one object per
-line. Recognised fields:
+A task is built in (`two_step_sums`, `two_step_sums_validation`) or a file of mathematical questions, one per row (see
+`em_core.tables`). Recognised fields:
 
 * question: `problem` or `question`; without these `prompt`, which is asked as training asks it: without a system turn;
 * gold answer: `answer` (after `####` where it has one), `final_answer` (its first), or the last box of `solution`.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any
 from em_core.config import Evaluation
 from em_core.errors import UserError
 from em_core.grading import MATH, SUMS, Grader, last_boxed
+from em_core.tables import HUB, TABLES, from_hub, read_rows
 
 BUILT_IN = {"two_step_sums": 1, "two_step_sums_validation": 1}
 """Name -> version. A version is bumped when its questions, golds or grading change."""
@@ -111,14 +111,21 @@ def asked(task: Task, template: str, system: str | None) -> Task:
     return replace(task, system=system)
 
 
+def is_file(name: str) -> bool:
+    """Whether a task is named as a file, here or on the Hub, and not by its own name."""
+    return name not in BUILT_IN and ("/" in name or Path(name).suffix in TABLES)
+
+
 def _file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = from_hub(name) if name.startswith(HUB) else Path(name).expanduser()
+    if path.suffix in TABLES and path.is_file():
         return path
-    if "/" in name or path.suffix:
+    if path.is_file():
+        raise UserError(f"task file {name!r} is none of {', '.join(TABLES)}")
+    if is_file(name):
         raise UserError(f"task file {name!r} is not there")
     near = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)
-    raise UserError(f"unknown task {name!r}; did you mean {near[0]!r}? (or give the path of a jsonl file)")
+    raise UserError(f"unknown task {name!r}; did you mean {near[0]!r}? (or give the path of a {', '.join(TABLES)} file)")
 
 
 @lru_cache(maxsize=1)
@@ -163,28 +170,15 @@ def _worked_sum(question: str) -> str:
 @lru_cache(maxsize=32)
 def _math_file(path: str, _mtime: int, question_field: str | None, answer_field: str | None) -> Task:
     questions, golds, solutions, system = [], [], [], SYSTEM
-    with open(path, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if line.strip():
-                row = _row(path, number, line)
-                system = SYSTEM if question_field or {"problem", "question"} & row.keys() else ""
-                questions.append(_question(path, number, row, question_field))
-                golds.append(_gold(path, number, row, answer_field))
-                solutions.append(_solution(row))
+    for number, row in enumerate(read_rows(Path(path)), 1):
+        system = SYSTEM if question_field or {"problem", "question"} & row.keys() else ""
+        questions.append(_question(path, number, row, question_field))
+        golds.append(_gold(path, number, row, answer_field))
+        solutions.append(_solution(row))
     if not questions:
         raise UserError(f"task file {path!r} holds no questions")
     name = Path(path).name
     return Task(name, tuple(questions), tuple(golds), MATH, system, CHAT_ENDS, 3072, solutions=tuple(solutions))
-
-
-def _row(path: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"task file {path!r}, line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"task file {path!r}, line {number}: not a JSON object")
-    return row
 
 
 def _question(path: str, number: int, row: dict[str, Any], field: str | None) -> str:
@@ -193,7 +187,7 @@ def _question(path: str, number: int, row: dict[str, Any], field: str | None) ->
         if isinstance(question, str) and question.strip():
             return question
     raise UserError(
-        f"task file {path!r}, line {number}: no question in {field or 'problem or question'}; fields are {', '.join(row)}"
+        f"task file {path!r}, row {number}: no question in {field or 'problem or question'}; fields are {', '.join(row)}"
     )
 
 
@@ -203,7 +197,7 @@ def _gold(path: str, number: int, row: dict[str, Any], field: str | None) -> str
         if gold:
             return gold
     raise UserError(
-        f"task file {path!r}, line {number}: no gold answer in {field or 'answer, final_answer or solution'}; "
+        f"task file {path!r}, row {number}: no gold answer in {field or 'answer, final_answer or solution'}; "
         f"fields are {', '.join(row)}"
     )
 

@@ -91,6 +91,51 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="`miniature`, a folder with a Hugging Face checkpoint, or a Hub id.")],
+    tasks: Annotated[list[str], typer.Option("--task", help="A built-in task, or a file of questions. Repeatable.")],
+    temperatures: Annotated[
+        list[float] | None, typer.Option("--temperature", min=0, help="Sampling temperature (0: greedy). Repeatable.")
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Answers per question (count).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling: probability mass kept.")] = None,
+    max_completion_length: Annotated[int | None, typer.Option(min=1, help="Longest answer (tokens).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    template: Annotated[str | None, typer.Option(help="How a question is asked (docs/spec.md).")] = None,
+    system: Annotated[str | None, typer.Option(help="System turn of a chat.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends an answer. Repeatable.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of sampled answers (count).")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep (default: eval-MODEL).")] = None,
+    sets: Sets = None,
+    launcher: Launcher = LauncherName.auto,
+    root: Root = RUNS,
+    db: Db = RESULTS,
+    yes: Yes = False,
+) -> None:
+    """Evaluate a model as it is: a sweep whose runs make no update, carried out like any other."""
+    from sweeps import runner
+    from sweeps.evaluate import eval_name, eval_spec, load_eval
+    from sweeps.finish import finish
+    from sweeps.site import use_cache
+    from sweeps.spec import load_site
+
+    site = load_site(Path("site.toml"))
+    use_cache(site)
+    entry = {
+        "tasks": tasks, "temperature": temperatures, "num_samples": num_samples, "top_p": top_p,
+        "max_completion_length": max_completion_length, "limit": limit, "template": template, "system": system, "stop": stop,
+    }  # fmt: skip
+    data = eval_spec(name or eval_name(model, revision), model, revision, seeds, entry)
+    loaded = load_eval(data, root, sets or [], site)
+    console = plain_console()
+    done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes)
+    finish(done, root, db, console)
+    if done.failed or done.undone:
+        raise typer.Exit(1)
+
+
 @app.command()
 def submit(
     spec: SpecPath, sets: Sets = None, root: Root = RUNS, db: Db = RESULTS, yes: Yes = False, retrain: Retrain = False

@@ -19,7 +19,8 @@ from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
 from em_core.prompts import Prompt
-from em_core.tasks import BUILT_IN, EXTERNAL, asked, load_task, task_key
+from em_core.tables import HUB
+from em_core.tasks import BUILT_IN, EXTERNAL, asked, is_file, load_task, task_key
 from sweeps.axes import checked, is_axis, values_of, with_random
 from sweeps.complaints import said_as, unknown
 from sweeps.own import gathered, is_field, read_by, trainer_fields
@@ -335,13 +336,13 @@ def _check_logits(entry: EvaluateEntry, configs: list[Config], path: Path_) -> N
 def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:
     """One measurement. With `own` all configs have trainers of their own, which may know tasks that nobody else does."""
     name = task.file if isinstance(task, TaskFile) else task
-    is_file = isinstance(task, TaskFile) or _is_file(name)
-    if is_file:
-        name = str((spec.document.path.parent / Path(name).expanduser()).resolve())
+    of_file = isinstance(task, TaskFile) or is_file(name)
+    if of_file:
+        name = file_name(name, spec.document.path.parent)
     try:
         evaluation = Evaluation(
             task=name,
-            task_key=EXTERNAL + name if own and not is_file and name not in BUILT_IN else task_key(name),
+            task_key=EXTERNAL + name if own and not of_file and name not in BUILT_IN else task_key(name),
             question_field=task.question if isinstance(task, TaskFile) else None,
             answer_field=task.answer if isinstance(task, TaskFile) else None,
             temperature=temperature,
@@ -360,13 +361,14 @@ def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperat
     return evaluation
 
 
-def _is_file(task: str) -> bool:
-    return task not in BUILT_IN and ("/" in task or task.endswith(".jsonl"))
-
-
 def task_name(task: str, folder: Path) -> str:
-    """A built-in task's name, or the absolute path of a file that `folder` holds."""
-    return str((folder / Path(task).expanduser()).resolve()) if _is_file(task) else task
+    """A built-in task's name, or a file's."""
+    return file_name(task, folder) if is_file(task) else task
+
+
+def file_name(said: str, folder: Path) -> str:
+    """The absolute path of a file that a spec in `folder` names, or its address on the Hub."""
+    return said if said.startswith(HUB) else str((folder / Path(said).expanduser()).resolve())
 
 
 def _memo(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -11,9 +11,10 @@ from typing import Any
 from em_core.errors import UserError
 from em_core.journal import disk_faults
 from em_core.prompts import PROMPT_SETS, PROMPTS, Prompt, encode_set, is_set, set_file, set_name
+from em_core.tables import read_rows
 from em_core.tasks import answer_text
 from sweeps.complaints import unknown
-from sweeps.rows import answer_in, find_file, is_table, read_rows, text_in, whole_text
+from sweeps.rows import answer_in, find_file, is_table, text_in, whole_text
 
 FORMS = "a prompt is a name, {text: ...}, {file: ..., row: 0} or {set: ...}"
 KEYS = {

@@ -40,9 +40,9 @@ Heat = Annotated[float, Field(ge=0)]
 
 
 class TaskFile(Strict):
-    """A jsonl file of questions with the names of its fields, where they are not recognised."""
+    """A file of questions with the names of its fields, where they are not recognised."""
 
-    file: str = Field(description="Path of a jsonl file, relative to the spec.")
+    file: str = Field(description="A .jsonl, .csv or .parquet file: a path, relative to the spec, or hf://datasets/....")
     question: str | None = Field(None, description="Field with the question.")
     answer: str | None = Field(None, description="Field with the gold answer.")
 
@@ -50,7 +50,9 @@ class TaskFile(Strict):
 class EvaluateEntry(Strict):
     """What is measured and when. Changing it never retrains a run."""
 
-    tasks: list[str | TaskFile] = Field(min_length=1, description="Built-in tasks by name, or jsonl files.")
+    tasks: list[str | TaskFile] = Field(
+        min_length=1, description="Built-in tasks by name, or files of questions (.jsonl, .csv, .parquet)."
+    )
     measure: Literal["accuracy", "logits"] = Field(
         "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the tasks' worked solutions."
     )

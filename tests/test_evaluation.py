@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from em_core.config import Evaluation
-from em_core.evaluation import Scorer, evaluate
+from em_core.evaluation import Score, Scorer, evaluate
 from em_core.trainer import Trainer
 from tests.models import CPU, SUMS, Records, config, miniature, request, run
 
@@ -51,6 +52,21 @@ def test_the_base_is_measured_once_for_each_seed_or_for_all(monkeypatch: pytest.
     assert first != second
     scorer.emit("s", sampled, 1, 1, records)
     assert len(calls) == 4, "of a later step nothing is known"
+
+
+def test_templates_and_stop_texts_reach_the_model() -> None:
+    policy = miniature()
+
+    def score(**said: Any) -> Score:
+        return evaluate(policy, Evaluation(task="two_step_sums", limit=20, **said), 0, 0, 64)
+
+    usual = score()
+    assert score(template="{question}").answers == usual.answers
+    few = score(template="Q:1+2+3=?=6;{question}")
+    assert few.answers != usual.answers
+    cut = score(stop=("=",))
+    assert cut.values["completion_length"] < usual.values["completion_length"]
+    assert (cut.accuracy, cut.values["unparsable"], cut.values["truncated"]) == (0, 1, 0)
 
 
 def test_a_file_of_questions(tmp_path: Path) -> None:

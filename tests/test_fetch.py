@@ -110,3 +110,23 @@ def test_what_cannot_be_had_is_one_line(
 def test_folders_need_no_fetching(env: dict[str, str], tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC.replace("org/tiny", "miniature"))
     assert "nothing to fetch" in emsweep("fetch", "spec.yaml", env=env, check=0).stdout
+
+
+def test_questions_from_the_hub_come_into_the_cache(hub: Hub, env: dict[str, str], tmp_path: Path, emsweep: Emsweep) -> None:
+    task = "hf://datasets/org/sums/data/train.jsonl"
+    spec = SPEC.replace("org/tiny", "miniature") + f"evaluate: [{{tasks: ['{task}'], max_completion_length: 20}}]\n"
+    (tmp_path / "spec.yaml").write_text(spec)
+    offline = {**env, "HF_HUB_OFFLINE": "1"}
+    refused = emsweep("run", "spec.yaml", "--launcher", "local", "-y", env=offline, check=2)
+    assert f"{task} is not in the Hugging Face cache" in refused.stderr
+    assert "spec.yaml:4: evaluate.0.tasks.0" in refused.stderr
+    assert f"{task}: 2 questions" in emsweep("fetch", "spec.yaml", env=env, check=0).stdout
+    asked = len(hub.asked)
+    assert asked
+    emsweep("run", "spec.yaml", "--launcher", "local", "-y", env=offline, check=0)
+    emsweep("plan", "spec.yaml", env=env, check=0)
+    assert len(hub.asked) == asked, "what is in the cache is not asked for again"
+    said = emsweep("sql", "SELECT task, n_questions FROM scores", "--format", "csv", check=0).stdout
+    assert said.split() == ["task,n_questions", "train.jsonl,2"]
+    (tmp_path / "spec.yaml").write_text(spec.replace("train.jsonl", "tarin.jsonl"))
+    assert "neither in the Hugging Face cache nor to be had" in emsweep("plan", "spec.yaml", env=env, check=2).stderr
