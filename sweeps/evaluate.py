@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from em_core.models import at_revision
-from sweeps.expand import task_name
+from sweeps.expand import expand, task_name
 from sweeps.site import Site
 from sweeps.spec import Spec
-from sweeps.written import write_spec
+from sweeps.written import unwritten, write_spec
 
 
 def eval_name(model: str, revision: str | None) -> str:
@@ -49,4 +49,5 @@ def load_eval(data: Mapping[str, Any], root: Path, sets: list[str], site: Site) 
 
     Raises `UserError`, and has written nothing then.
     """
+    expand(unwritten(data, root, site, "emsweep eval", sets))
     return write_spec(data, root, site, Path(), "emsweep eval", sets)

@@ -11,7 +11,6 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from em_core.journal import SweepDir, disk_faults
-from sweeps.expand import expand
 from sweeps.site import Site
 from sweeps.spec import Spec, load_spec
 
@@ -19,20 +18,27 @@ from sweeps.spec import Spec, load_spec
 def write_spec(data: Mapping[str, Any], root: Path, site: Site, beside: Path, by: str, sets: Sequence[str] = ()) -> Spec:
     """Write a spec into its sweep's folder and load it as any spec is loaded. `by` is the command that says so in its first line.
 
-    Nothing is written where it expands to nothing that can be trained: raises `UserError`.
     The site file of the folder `beside` comes along: a follow-up job goes by the one beside the spec.
     """
-    path = SweepDir(root, data["name"]).path / "spec.yaml"
-    text = io.StringIO()
-    yaml = YAML()
-    yaml.width = 1000
-    yaml.dump(data, text)
-    content = f"# Written by `{by}`.\n" + text.getvalue()
+    path, content = _text(data, root, by)
     spec = load_spec(path, sets, site, content)
-    expand(spec)
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if (beside / "site.toml").is_file():
             shutil.copy(beside / "site.toml", path.with_name("site.toml"))
         path.write_text(content, encoding="utf-8")
     return spec
+
+
+def unwritten(data: Mapping[str, Any], root: Path, site: Site, by: str, sets: Sequence[str] = ()) -> Spec:
+    """The same, before it is written: who expands it first writes nothing that could not be run."""
+    path, content = _text(data, root, by)
+    return load_spec(path, sets, site, content)
+
+
+def _text(data: Mapping[str, Any], root: Path, by: str) -> tuple[Path, str]:
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 1000
+    yaml.dump(dict(data), text)
+    return SweepDir(root, data["name"]).path / "spec.yaml", f"# Written by `{by}`.\n" + text.getvalue()
