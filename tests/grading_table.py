@@ -37,7 +37,8 @@ HEAD = """# Grading: do the benchmarks agree with themselves?
 
 Made by `make grading DATA=FOLDER` with the grader `{grader}`, on the evaluation files of Qwen2.5-Math. A gold answer in a box
 must be right by what Math-Verify reads in it: that the two texts are the same does not count. A worked solution is graded as a
-model's completion is: its last box, else what follows "the answer is", else the last number. (Of gsm8k `#### 18` is taken for a box.)
+model's completion is: its last box, else what follows "the answer is", else the last number. (Of gsm8k `#### 18` is taken
+for a box.)
 
 """
 BETWEEN = """
