@@ -191,7 +191,7 @@ CREATE MACRO wilson_hi(k, n) AS CASE WHEN n > 0 THEN least(1.0,
 CREATE VIEW scores AS
 SELECT
     m.sweep, m.run_id, m.config_id, m.arm, m.seed, m.stage, m.excluded, r.status,
-    e.step, e.eval_id, e.task, v.temperature AS eval_temperature, e.n_questions, e.num_samples,
+    e.step, e.eval_id, e.task, v.temperature AS eval_temperature, v.decoding AS eval_decoding, e.n_questions, e.num_samples,
     e.accuracy, e.completion_length, e.truncated, e.seconds AS eval_seconds, e.other AS eval_other,
     c.* EXCLUDE (config_id),
     r.node, r.gpu, r."commit"
@@ -199,7 +199,7 @@ FROM sweep_runs AS m
 JOIN runs AS r ON r.run_id = m.run_id
 JOIN configs AS c ON c.config_id = m.config_id
 JOIN evals AS e ON e.run_id = m.run_id
-LEFT JOIN (SELECT sweep, x.eval_id, x.temperature FROM sweeps, UNNEST(evaluations) AS u(x)) AS v
+LEFT JOIN (SELECT sweep, x.eval_id, x.temperature, x.decoding FROM sweeps, UNNEST(evaluations) AS u(x)) AS v
     ON v.sweep = m.sweep AND v.eval_id = e.eval_id
 WHERE m.repeat = 0;
 

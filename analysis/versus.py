@@ -131,7 +131,8 @@ def _evaluation(a: pl.DataFrame, b: pl.DataFrame, first: str, second: str, task:
         raise UserError(f"{first} and {second} have no evaluation{asked} in common")
     row = found.row(0, named=True)
     heat = row["eval_temperature"]
-    return row["eval_id"], f"{row['task']}, {'greedy' if not heat else f'temperature {heat:g}'}"
+    rule = f", {row['eval_decoding']}" if row["eval_decoding"] in ("em_inf", "edt") else ""
+    return row["eval_id"], f"{row['task']}, {'greedy' if not heat else f'temperature {heat:g}'}{rule}"
 
 
 Written = tuple[str, int | None, pl.DataFrame]

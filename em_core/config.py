@@ -171,7 +171,22 @@ TEMPLATE = (
 STOP = "Texts that end an answer, besides the tokens that always do; it is cut before the first of them."
 
 
-class Evaluation(Strict):
+class Decoding(Strict):
+    """How an answer's tokens are drawn: what a measurement and an entry of a spec's `evaluate` both say."""
+
+    decoding: Literal["sample", "em_inf", "edt"] = Field(
+        "sample",
+        description="Draw from the model's distribution, from one whose entropy a few steps on the logits made smaller "
+        "(`em_inf`), or at a temperature that follows the entropy (`edt`).",
+    )
+    em_inf_steps: int = Field(3, ge=1, description="EM-INF: Adam steps on the logits of a token (count).")
+    em_inf_learning_rate: float = Field(0.1, gt=0, description="EM-INF: learning rate of those steps (logits per step).")
+    em_inf_kl_coef: float = Field(0.05, ge=0, description="EM-INF: weight of the KL divergence from the model (dimensionless).")
+    em_inf_threshold: float = Field(0.3, ge=0, description="EM-INF: entropy below which no further step is made (nats).")
+    edt_theta: float = Field(0.1, gt=0, description="EDT: temperature is multiplied by .8^(theta / entropy) (nats).")
+
+
+class Evaluation(Decoding):
     """One measurement: a task at one temperature. `eval_id` names it; the steps at which it is taken do not."""
 
     task: str = Field(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from em_core.config import Evaluation
+from em_core.decoding import decoding_processor
 from em_core.logits import emit_logits
 from em_core.model import Policy
 from em_core.noise import uniforms
@@ -78,9 +79,10 @@ def evaluate(policy: Policy, evaluation: Evaluation, seed: int, step: int, batch
         right = found is not None and task.grader.same(task.golds[q], found)
         answers[q, j] = Answer(found, right, stated, len(tokens), ended, repetition(tokens))
 
+    sampling = Sampling(evaluation.temperature, evaluation.top_p, decoding=decoding_processor(evaluation))
     policy.answer_all(
         [prompts[q] for q, _ in mine], draws if evaluation.temperature > 0 else None, length,
-        Sampling(evaluation.temperature, evaluation.top_p), policy.stop_ids(task.stop), evaluation.stop, batch_size, grade,
+        sampling, policy.stop_ids(task.stop), evaluation.stop, batch_size, grade,
     )  # fmt: skip
     answers = policy.team.merged(answers)
     by_question = tuple(tuple(answers[q, j] for j in range(evaluation.num_samples)) for q in range(len(prompts)))

@@ -66,16 +66,17 @@ class Rollout:
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn. The processed distribution is Hugging Face's, in its order:
-    repetition penalty, temperature, top_k, top_p. Temperature 0 is greedy."""
+    repetition penalty, temperature, top_k, top_p; `decoding` comes before them all. Temperature 0 is greedy."""
 
     temperature: float
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    decoding: LogitsProcessor | None = None
 
     def processors(self, vocabulary: int) -> LogitsProcessorList:
         """The processors that do something; the others are left out, which changes nothing but the time."""
-        chain = LogitsProcessorList()
+        chain = LogitsProcessorList([self.decoding] if self.decoding else [])
         if self.repetition_penalty != 1.0:
             chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.temperature not in (0.0, 1.0):

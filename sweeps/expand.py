@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from em_core.config import Evaluation, TrainingConfig, config_id, reads, run_id, steps_within
+from em_core.config import Decoding, Evaluation, TrainingConfig, config_id, reads, run_id, steps_within
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
@@ -32,7 +32,9 @@ from sweeps.stages import Part, parts_of
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
-ENTRY_FIELDS = ("measure", "top_p", "num_samples", "max_completion_length", "limit", "template", "system")
+ENTRY_FIELDS = (
+    *Decoding.model_fields, "measure", "top_p", "num_samples", "max_completion_length", "limit", "template", "system",
+)  # fmt: skip
 """Fields of a measurement that stand in its `evaluate` entry under the same name."""
 EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
 
@@ -313,6 +315,7 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
         if entry.measure == "logits":
             _check_logits(entry, configs, ("evaluate", i))
         temperatures = entry.temperature if isinstance(entry.temperature, list) else [entry.temperature]
+        _check_decoding(entry, temperatures, ("evaluate", i))
         for j, task in enumerate(entry.tasks):
             for temperature in temperatures:
                 evaluation = _evaluation(spec, entry, task, temperature, ("evaluate", i, "tasks", j), own)
@@ -326,11 +329,21 @@ def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ..
 
 def _check_logits(entry: EvaluateEntry, configs: list[Config], path: Path_) -> None:
     """Refuse what a measurement of logits does not read, and who cannot take one."""
-    for name in ("temperature", "top_p", "num_samples", "stop"):
+    for name in ("temperature", "top_p", "num_samples", "stop", "decoding"):
         if name in entry.model_fields_set:
             raise SpecError((*path, name), f"logits are measured without `{name}`: leave it out")
     if any(c.training.command for c in configs):
         raise SpecError((*path, "measure"), "the logits of a trainer of your own are not known here")
+
+
+def _check_decoding(entry: EvaluateEntry, temperatures: Sequence[float], path: Path_) -> None:
+    """Refuse fields that the entry's decoding does not read, and a temperature that leaves it nothing to do."""
+    for name in sorted(entry.model_fields_set & Decoding.model_fields.keys() - {"decoding"}):
+        if not name.startswith(f"{entry.decoding}_"):
+            owner = "em_inf" if name.startswith("em_inf") else "edt"
+            raise SpecError((*path, name), f"is read by `decoding: {owner}`, and this entry's is `{entry.decoding}`")
+    if entry.decoding == "edt" and 0 in temperatures:
+        raise SpecError((*path, "decoding"), "edt scales the temperature, and at 0 (greedy) there is none: give one above 0")
 
 
 def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:

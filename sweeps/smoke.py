@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from em_core.config import CHAINED, Evaluation, TrainingConfig, reads
+from em_core.config import CHAINED, Decoding, Evaluation, TrainingConfig, reads
 from em_core.journal import SweepDir
 from em_core.prompts import PROMPTS, is_set, set_file
 from em_core.tasks import BUILT_IN, EXTERNAL
@@ -135,7 +135,8 @@ def _entry(e: Evaluation, batch: int) -> dict[str, Any]:
     if e.task not in BUILT_IN and not e.task_key.startswith(EXTERNAL):
         names = {"question": e.question_field, "answer": e.answer_field}
         task = {"file": e.task, **{k: v for k, v in names.items() if v is not None}}
-    said = {"temperature", "top_p", "num_samples", "max_completion_length", "template", "system"}
+    said = {"temperature", "top_p", "num_samples", "max_completion_length", "template", "system", "decoding"}
+    said |= {name for name in Decoding.model_fields if name.startswith(f"{e.decoding}_")}
     rest = e.model_dump(include=said, exclude_none=True) | {"stop": list(e.stop)}
     return {"tasks": [task], "steps": ["last"], **rest, "limit": limit if e.limit is None else min(limit, e.limit)}
 

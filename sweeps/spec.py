@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from em_core.config import CHAINED, PARAMS, STOP, TEMPLATE, Execution, Strict, TrainingConfig
+from em_core.config import CHAINED, PARAMS, STOP, TEMPLATE, Decoding, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from sweeps.complaints import complaint, said_as, unknown
@@ -47,7 +47,7 @@ class TaskFile(Strict):
     answer: str | None = Field(None, description="Field with the gold answer.")
 
 
-class EvaluateEntry(Strict):
+class EvaluateEntry(Decoding):
     """What is measured and when. Changing it never retrains a run."""
 
     tasks: list[str | TaskFile] = Field(

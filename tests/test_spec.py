@@ -637,6 +637,26 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         ev("{tasks: [two_step_sums], temperature: [0.0, -1.0]}"),
         "7: evaluate.0.temperature.1: -1.0 must be greater than or equal to 0",
     ),
+    "ev decoding": (
+        ev("{tasks: [two_step_sums], decoding: em_int}"),
+        "7: evaluate.0.decoding: 'em_int' must be 'sample', 'em_inf' or 'edt'",
+    ),
+    "ev unread theta": (
+        ev("{tasks: [two_step_sums], temperature: 1.0, edt_theta: 0.1}"),
+        "7: evaluate.0.edt_theta: is read by `decoding: edt`, and this entry's is `sample`",
+    ),
+    "ev unread steps": (
+        ev("{tasks: [two_step_sums], temperature: 1.0, decoding: edt, em_inf_steps: 2}"),
+        "7: evaluate.0.em_inf_steps: is read by `decoding: em_inf`, and this entry's is `edt`",
+    ),
+    "ev logits by em_inf": (
+        ev("{tasks: [two_step_sums], measure: logits, decoding: em_inf}"),
+        "7: evaluate.0.decoding: logits are measured without `decoding`: leave it out",
+    ),
+    "ev greedy edt": (
+        ev("{tasks: [two_step_sums], temperature: [0.0, 1.0], decoding: edt}"),
+        "7: evaluate.0.decoding: edt scales the temperature, and at 0 (greedy) there is none: give one above 0",
+    ),
     "ev temp empty": (ev("{tasks: [two_step_sums], temperature: []}"), "7: evaluate.0.temperature: must not be empty"),
     "ev temp nan": (ev("{tasks: [two_step_sums], temperature: .nan}"), "7: evaluate.0.temperature: nan is not finite"),
     "ev temp str": (ev("{tasks: [two_step_sums], temperature: hot}"), "7: evaluate.0.temperature: 'hot' is not a number"),
