@@ -90,6 +90,8 @@ def _task(request: RunRequest) -> dict[str, Any]:
     training = said.pop("config")
     params, _ = training.pop("params"), training.pop("command")
     evaluations = [{"eval_id": i, **fields, "steps": steps} for i, fields, steps in said.pop("evaluations")]
+    for of_chains in ("start_from", "pinned"):  # of which such a trainer cannot be part
+        del said[of_chains]
     said["checkpoints"] = str(Path(request.checkpoints).resolve())
     return {**said, "training": training, "params": params, "evaluations": evaluations}
 

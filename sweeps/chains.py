@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from em_core.config import run_id
 from em_core.journal import Attempt, RunStatus, SweepDir
@@ -86,6 +87,10 @@ class Starts:
     there: Collection[Checkpoint]
     _known: dict[str, Judged] = field(default_factory=dict)
 
+    @cached_property
+    def _pinned(self) -> dict[str, list[int]]:
+        return pinned_steps(self.manifest)
+
     def judge(self, run: str) -> Judged:
         """Whether a run can start; one without a parent always can."""
         if run not in self._known:
@@ -98,8 +103,7 @@ class Starts:
 
     def in_vain(self, run: str) -> bool:
         """Whether a parent was trained often enough to keep all that is missing of it, and it is missing all the same."""
-        wanted = {step for parent, step in needed_starts(self.manifest, self.manifest.runs) if parent == run}
-        missing = {step for step in wanted if (run, step) not in self.there}
+        missing = {step for step in self._pinned.get(run, ()) if (run, step) not in self.there}
         done = [a for a in self.attempts.get(run, ()) if a.mode == "train" and a.status.is_outcome()]
         return sum(missing <= set(a.start.get("pinned", ())) for a in done) >= ENOUGH
 

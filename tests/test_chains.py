@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from analysis.queries import load, sql
 from analysis.versus import versus
 from em_core.checkpoints import Keeper, ParentGone
-from em_core.config import TrainingConfig
+from em_core.config import RunRequest, TrainingConfig
 from em_core.errors import UserError
 from em_core.journal import RunStatus, SweepDir, read_records
 from em_core.trainer import Trainer
@@ -35,6 +35,7 @@ from sweeps.spec import Spec, load_spec
 from tests.conftest import Emsweep
 from tests.models import CPU, Records, config, request, run
 from tests.test_kill import REPO, numbers
+from tests.test_parallel import PAIR, RENT, alone, compare, team
 from tests.test_reconcile import attempt, job, judge, tried
 
 SPEC = """\
@@ -405,13 +406,16 @@ def test_killed_at_every_stage_it_ends_with_the_same_numbers(tmp_path: Path, ems
 
 
 @pytest.mark.slow
-def test_a_worker_goes_from_start_to_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_worker_goes_from_start_to_start(tmp_path: Path, dtype: str) -> None:
     """For runs that start elsewhere the weights, the KL term's reference and remembered answers are those of the start."""
     trainer = Trainer(CPU)
-    alone = run(Trainer(CPU), request(config(method="rent", kl_coef=0.1), tmp_path / "x", steps=(0, 3)))[1].timeless()
-    _, parent = run(trainer, request(config(max_steps=2), tmp_path / "a-s0", steps=(0, 2), pinned=(2,)))
+    alone = run(Trainer(CPU), request(config(dtype=dtype, method="rent", kl_coef=0.1), tmp_path / "x", steps=(0, 3)))[
+        1
+    ].timeless()
+    _, parent = run(trainer, request(config(dtype=dtype, max_steps=2), tmp_path / "a-s0", steps=(0, 2), pinned=(2,)))
     folder = tmp_path / "a-s0" / "step-2"
-    child = config(method="rent", kl_coef=0.1, parent="a", from_step=2)
+    child = config(dtype=dtype, method="rent", kl_coef=0.1, parent="a", from_step=2)
     _, records = run(trainer, request(child, tmp_path / "b", steps=(0, 3), start_from=str(folder)))
     first, second = (r["outcomes"] for r in parent.of("eval"))
     assert records.of("eval")[0]["outcomes"] == second != first
@@ -419,11 +423,31 @@ def test_a_worker_goes_from_start_to_start(tmp_path: Path) -> None:
     left = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert trainer._loaded is not None
     assert all(torch.equal(base, left[name]) for name, base in trainer._loaded[1].policy.base.items())
-    again = request(config(method="rent", kl_coef=0.1), tmp_path / "x", steps=(0, 3))
+    again = request(config(dtype=dtype, method="rent", kl_coef=0.1), tmp_path / "x", steps=(0, 3))
     assert run(trainer, again)[1].timeless() == alone, "and back at the model itself"
     gone = request(child, tmp_path / "c", start_from=str(tmp_path / "a-s0" / "step-3"))
     with pytest.raises(ParentGone, match="the checkpoint of step 2 of its parent a-s0 is gone"):
         run(trainer, gone)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "sharded"])
+def test_two_processes_start_from_a_checkpoint_as_one_does(tmp_path: Path, fsdp: bool) -> None:
+    run(Trainer(CPU), request(config(max_steps=2), tmp_path / "order" / "checkpoints" / "a-s0", pinned=(2,)))
+    start = str(tmp_path / "order" / "checkpoints" / "a-s0" / "step-2")
+
+    def child(folder: str) -> RunRequest:
+        wanted = config(num_generations=6, parent="a", from_step=2, **RENT)
+        return request(wanted, tmp_path / "order" / folder / "r", steps=(0, 3), start_from=start)
+
+    with team(tmp_path, PAIR.model_copy(update={"fsdp": fsdp})) as workers:
+        workers.tell(request(config(max_steps=1), tmp_path / "order" / "other" / "r").as_json())
+        workers.until("run_end")
+        workers.tell(child("many").as_json())
+        many = workers.until("run_end")
+    assert many[0]["start_from"] == "order/checkpoints/a-s0/step-2"
+    compare(alone(child("one")), many)
 
 
 @pytest.mark.slow
