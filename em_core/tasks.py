@@ -187,7 +187,7 @@ def _question(path: str, number: int, row: dict[str, Any], field: str | None) ->
         if isinstance(question, str) and question.strip():
             return question
     raise UserError(
-        f"task file {path!r}, row {number}: no question in {field or 'problem or question'}; fields are {', '.join(row)}"
+        f"task file {path!r}, row {number}: no question in {field or 'problem, question or prompt'}; fields are {', '.join(row)}"
     )
 
 

@@ -185,6 +185,6 @@ def test_benchmarks_agree_with_themselves(name: str, tmp_path: Path) -> None:
     if name != "olympiadbench":
         assert found.right == found.stated
         assert found.stated == found.solutions - (name == "aime24")
-        assert not found.confused
+        assert found.confused in ((), (("5", "x=5"),)), "the pair that docs/grading.md tells"
     if len(lines) <= 40:
         assert "\n".join(table([found])).splitlines()[-1] in (PAGE.read_text(encoding="utf-8"))

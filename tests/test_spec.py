@@ -100,7 +100,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "stop task": (
         base("stop_rule: validation_accuracy, stop_task: two_step_sms"),
-        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a jsonl file)",
+        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a .parquet, .jsonl, .csv file)",
     ),
     "models list": (more("models: [a]"), "8: models: is a mapping: pattern of a model's name -> the keys that are different"),
     "models key": (
@@ -613,7 +613,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "ev empty tasks": (ev("{tasks: []}"), "7: evaluate.0.tasks: must not be empty"),
     "ev unknown task": (
         ev("{tasks: [two_step_sum]}"),
-        "7: evaluate.0.tasks.0: unknown task 'two_step_sum'; did you mean 'two_step_sums'? (or give the path of a jsonl file)",
+        "7: evaluate.0.tasks.0: unknown task 'two_step_sum'; did you mean 'two_step_sums'? (or give the path of a .parquet, .jsonl, .csv file)",
     ),
     "ev task str": (ev("{tasks: two_step_sums}"), "7: evaluate.0.tasks: 'two_step_sums' is not a list"),
     "ev task file": (ev("{tasks: [no.jsonl]}"), "7: evaluate.0.tasks.0: task file '{here}/no.jsonl' is not there"),
@@ -621,11 +621,11 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "ev task file typo": (ev("{tasks: [{fil: no.jsonl}]}"), "7: evaluate.0.tasks.0.fil: unknown key `fil`; did you mean `file`?"),
     "ev task jsonl bad": (
         ev("{tasks: [bad.jsonl]}"),
-        "7: evaluate.0.tasks.0: task file '{here}/bad.jsonl', line 1: not JSON (...",
+        "7: evaluate.0.tasks.0: {here}/bad.jsonl cannot be read: line 1 is not a JSON object",
     ),
     "ev task noq": (
         ev("{tasks: [list2.jsonl]}"),
-        "7: evaluate.0.tasks.0: task file '{here}/list2.jsonl', line 1: no question in problem or question; fields are a",
+        "7: evaluate.0.tasks.0: task file '{here}/list2.jsonl', row 1: no question in problem, question or prompt; fields are a",
     ),
     "ev task 3": (ev("{tasks: [3]}"), "7: evaluate.0.tasks.0: 3 is not text"),
     "ev typo": (ev("{task: [two_step_sums]}"), "7: evaluate.0.task: unknown key `task`; did you mean `tasks`?"),
@@ -748,7 +748,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         more("zip: [{temperature: [0.5]}, {temperature: [0.7]}]"),
         "8: zip.1.temperature: `temperature` is already set under `zip.0`",
     ),
-    "task file of bytes": (ev("{tasks: [bin.jsonl]}"), "7: evaluate.0.tasks.0: task file '{here}/bin.jsonl' cannot be read: ..."),
+    "task file of bytes": (ev("{tasks: [bin.jsonl]}"), "7: evaluate.0.tasks.0: {here}/bin.jsonl cannot be read: ..."),
     "merged value": (
         more("arms: {a: &a {temperature: hot}, b: {<<: *a}}"),
         "8: arms.a.temperature: 'hot' is not a number",
