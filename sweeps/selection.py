@@ -25,6 +25,7 @@ from em_core.errors import Fault, UserError
 from em_core.journal import SweepDir, disk_faults
 from em_core.models import model_folder
 from em_core.prompts import Prompt, encode_set, set_name
+from sweeps.evaluate import eval_spec
 from sweeps.output import write_frame
 from sweeps.prompts import resolve_prompt
 from sweeps.site import Site
@@ -79,21 +80,9 @@ def asking(
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", data.name)[:40]
     name = f"select-{stem}-{hashlib.sha256(how.encode()).hexdigest()[:8]}"
     questions = SweepDir(root, name).path / f"{stem}.jsonl"
-    asked = {"tasks": [questions.name], "steps": [0], "temperature": temperature, "top_p": top_p}
-    spec = {
-        "name": name,
-        "description": f"{len(prompts):,} prompts of {data.name}, each answered {k} times by {model}.",
-        # Nothing is trained, so the prompt is none of the data's: it is only never empty.
-        "base": {
-            "model_name_or_path": model,
-            "prompt": "plus",
-            "max_steps": 0,
-            "num_generations": 1,
-            "max_completion_length": 1,
-        },
-        "seeds": k,
-        "evaluate": [asked if length is None else {**asked, "max_completion_length": length}],
-    }
+    asked = {"tasks": [str(questions)], "temperature": temperature, "top_p": top_p, "max_completion_length": length}
+    spec = eval_spec(name, model, None, k, asked)
+    spec["description"] = f"{len(prompts):,} prompts of {data.name}, each answered {k} times by {model}."
     written = write_spec(spec, root, site, Path(), "emsweep select-prompts", sets)
     with disk_faults(questions):
         questions.write_bytes(encode_set(prompts))

@@ -52,7 +52,7 @@ def test_base_accuracies() -> None:
     sampled = evaluate(policy, WHOLE.model_copy(update={"temperature": 1.0, "num_samples": 4}), 0, 0, 1024)
     assert greedy.accuracy == pytest.approx(0.57, abs=0.01)
     assert sampled.accuracy == pytest.approx(0.541, abs=0.03)
-    assert greedy.truncated == 0
+    assert greedy.values["truncated"] == 0
 
 
 @pytest.mark.slow
