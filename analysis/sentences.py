@@ -29,7 +29,8 @@ def _course(grid: Grid) -> str:
     base = _mean(grid, 0) if 0 in grid.steps else None
     peaked = _mean(grid, peak)
     if base:
-        parts.append(f"starts at {interval(base)} before training")
+        handed_on = " (of a run that goes on from another, what that one left)" if grid.about.get("stages") else ""
+        parts.append(f"starts at {interval(base)} before training{handed_on}")
     if base and base.mean > peaked.mean:
         parts.append("which is its highest")
     if peak == last:

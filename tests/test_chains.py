@@ -363,7 +363,9 @@ def test_the_results_know_the_chain(tmp_path: Path, emsweep: Emsweep) -> None:
     assert both.key == ("em_learning_rate",), "a child is paired with its own parent, not with who has its learning rate"
     assert sorted(both.cells["em_learning_rate"]) == [1e-4, 2e-4]
     assert both.alone == (1, 0), "where nothing was trained before there is nobody to be compared with"
-    assert "em_learning_rate=" in emsweep("report", "order", check=0).stdout
+    said = " ".join(emsweep("report", "order", check=0).stdout.split())
+    assert "em_learning_rate=" in said
+    assert "before training (of a run that goes on from another, what that one left)" in said
 
     emsweep("confirm", "order", "--top", "8", "--seeds", "2", "--launcher", "local", check=0)
     counts = sql(
