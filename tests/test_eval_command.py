@@ -56,7 +56,7 @@ def test_a_model_as_it_is(tmp_path: Path, emsweep: Emsweep) -> None:
         return emsweep("eval", "miniature", "--launcher", "local", "-y", *more, check=check)
 
     refused = command("--task", "two_step_sums", "--template", "chta", check=2)
-    assert "spec.yaml:14: evaluate.0.template: template 'chta' is none of auto, none, chat" in refused.stderr
+    assert "spec.yaml:13: evaluate.0.template: template 'chta' is none of auto, none, chat" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
