@@ -16,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep plan test check bench bench-slurm bench-report coverage traps faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep plan test check bench bench-slurm bench-report bench-eval coverage traps faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -52,6 +52,9 @@ coverage: $(READY)  ## simulate every interval and test, and write docs/coverage
 
 traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)
 	$(PYTHON) -m tests.traps
+
+bench-eval: $(READY)  ## tokens per second of an evaluation with and without refilling (ARGS=--hidden N)
+	$(PYTHON) -m tests.bench_eval $(ARGS)
 
 grading: $(READY)  ## grade benchmarks' own answers and solutions, and write docs/grading.md (DATA=folder of their files)
 	$(PYTHON) -m tests.grading_table $(DATA)
