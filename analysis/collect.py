@@ -6,10 +6,12 @@ tables. One transaction holds everything that a call adds, the read offsets incl
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -71,12 +73,17 @@ def collect(root: Path, db: Path) -> Collected:
 
 @dataclass(frozen=True)
 class _File:
-    """A manifest or journal as it was when last read. `torn` means: read it again even if it looks the same."""
+    """A manifest or journal as it was when last read. `torn` means: read it again even if it looks the same.
+
+    `head` is a digest of its first line, which says when and by whom it was begun: a file of the same name and another
+    beginning is another file (empty: that line is not whole yet).
+    """
 
     size: int = -1
     mtime_ns: int = -1
     offset: int = 0
     torn: int = 0
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def _update(con: duckdb.DuckDBPyConnection, root: Path, sweeps: list[SweepDir]) 
         submissions = {f"{s.sweep}/submissions": s.submissions for s in sweeps if s.submissions.is_file()}
         now = {name: _look(path, known.get(name)) for name, path in (manifests | submissions).items()}
         now |= {name: _look(path, known.get(name)) for name, (_, path) in journals.items()}
-        if any(name not in now or now[name].size < file.offset for name, file in known.items()):
+        if any(name not in now or _is_another(now[name], file) for name, file in known.items()):
             raise store.Unusable
         changed = {name for name, file in now.items() if file != known.get(name) or file.torn}
 
@@ -136,12 +143,23 @@ def _update(con: duckdb.DuckDBPyConnection, root: Path, sweeps: list[SweepDir]) 
 
 def _look(path: Path, before: _File | None) -> _File:
     found = path.stat()
-    return replace(before or _File(), size=found.st_size, mtime_ns=found.st_mtime_ns)
+    if before and (before.size, before.mtime_ns) == (found.st_size, found.st_mtime_ns):
+        return before
+    with open(path, "rb") as f:
+        line = f.readline(1 << 16)
+    head = hashlib.sha256(line).hexdigest()[:16] if line.endswith(b"\n") else ""
+    return replace(before or _File(), size=found.st_size, mtime_ns=found.st_mtime_ns, head=head)
+
+
+def _is_another(now: _File, before: _File) -> bool:
+    """Whether what was read is no longer there: the file is shorter, or begins otherwise."""
+    return now.size < before.offset or bool(before.head and now.head != before.head)
 
 
 def _remember(con: duckdb.DuckDBPyConnection, files: Mapping[str, _File]) -> None:
     rows = [{"path": name, **vars(file)} for name, file in files.items()]
-    columns = dict.fromkeys(("size", "mtime_ns", "offset", "torn"), pl.Int64)
+    columns: dict[str, Any] = dict.fromkeys(("size", "mtime_ns", "offset", "torn"), pl.Int64)
+    columns |= {"head": pl.String}
     _run(con, {"path": pl.String, **columns}, rows, "DELETE FROM collector.files WHERE path IN (SELECT path FROM frame)")
     _run(con, {"path": pl.String, **columns}, rows, "INSERT INTO collector.files BY NAME FROM frame")
 

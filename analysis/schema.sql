@@ -318,5 +318,6 @@ CREATE TABLE collector.files (
     size     BIGINT NOT NULL,
     mtime_ns BIGINT NOT NULL,
     "offset" BIGINT NOT NULL,   -- everything before it is stored
-    torn     BIGINT NOT NULL    -- unfinished tail: read again next time
+    torn     BIGINT NOT NULL,   -- unfinished tail: read again next time
+    head     VARCHAR NOT NULL   -- digest of its first line
 );

@@ -304,6 +304,21 @@ def test_removed_evidence_leaves_the_tables(root: Path, db: Path) -> None:
     assert query(db, "SELECT count(*) FROM runs") == [(16,)]
 
 
+def test_a_sweep_of_the_same_name_begun_anew_is_another(
+    root: Path, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody removed runs/ and the results, not the collector's hidden file, and ran a larger sweep of that name."""
+    Sweep(root, grid=SMALL, seeds=range(2)).write(jobs=1)
+    collect(root, db)
+    shutil.rmtree(root)
+    db.unlink()
+    monkeypatch.setattr("tests.journals.T0", T0 + 3600)
+    Sweep(root, grid=SMALL, seeds=range(6)).write(jobs=1)
+    collect(root, db)
+    assert query(db, "SELECT count(DISTINCT run_id) FROM evals") == [(10,)]  # of twelve one failed and one was interrupted
+    assert contents(db) == rebuilt(root, tmp_path / "other")
+
+
 def test_a_second_collector_waits_then_says_so(root: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Sweep(root, grid=SMALL).write()
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)

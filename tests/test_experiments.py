@@ -38,7 +38,12 @@ def test_a_spec_says_what_it_repeats_expects_costs_and_what_to_look_at(name: str
     text = (SPECS / f"{name}.yaml").read_text(encoding="utf-8")
     head = re.sub(r"\n# ?", " ", text[: text.index("\nname:")])
     assert f"\nname: {name}\n" in text
-    for part in (r"^# (Repeats|Asks|Controls|Every|Which)", r"Expected shape|The paper:", r"emsweep \w+", r"Cost: |minutes|minute"):
+    for part in (
+        r"^# (Repeats|Asks|Controls|Every|Which)",
+        r"Expected shape|The paper:",
+        r"emsweep \w+",
+        r"Cost: |minutes|minute",
+    ):
         assert re.search(part, head), part
 
 
