@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 
@@ -122,22 +121,22 @@ def test_mistakes_are_one_line_and_cost_nothing(
 @pytest.mark.slow
 def test_the_miniature_is_asked_and_a_larger_k_adds(tmp_path: Path, emsweep: Emsweep) -> None:
     ask = ("select-prompts", "sums", "--temperature", "0.7", "--top-p", "1", "--launcher", "local", "-y")
-    emsweep(*ask, "-k", "3", "--top", "5", check=0)
+    emsweep(*ask, "-k", "2", "--top", "5", check=0)
     with open(tmp_path / "sums.variance.csv", newline="") as f:
         assert [r["rank"] for r in csv.DictReader(f)] == ["1", "2", "3", "4", "5"]
-    said = emsweep(*ask, "-k", "4", "-o", "ranked.parquet", check=0).stdout
-    assert "4 runs, 3 done" in said
+    said = emsweep(*ask, "-k", "3", "-o", "ranked.parquet", check=0).stdout
+    assert "3 runs, 2 done" in said
     table = pl.read_parquet(tmp_path / "ranked.parquet")
-    assert table["n"].unique().to_list() == [4]
+    assert table["n"].unique().to_list() == [3]
 
     # The same by hand: seed by seed, in one process.
     path = next((tmp_path / "runs").glob("select-*/sums.jsonl"))
     asked = Evaluation(task=str(path), task_key=task_key(str(path)), temperature=0.7)
-    outcomes = [evaluate(miniature(), asked, seed, 0, 64).outcomes for seed in range(4)]
+    outcomes = [evaluate(miniature(), asked, seed, 0, 64).outcomes for seed in range(3)]
     right = [sum(o[row] == "1" for o in outcomes) for row in range(64)]
-    assert dict(zip(table["row"], table["p"], strict=True)) == {row: c / 4 for row, c in enumerate(right)}
+    assert dict(zip(table["row"], table["p"], strict=True)) == {row: c / 3 for row, c in enumerate(right)}
     assert len({0, 4} - set(right)) + len({1, 2, 3} & set(right)) > 0
-    order = sorted(range(64), key=lambda row: (-right[row] * (4 - right[row]), row))
+    order = sorted(range(64), key=lambda row: (-right[row] * (3 - right[row]), row))
     assert table["row"].to_list() == order
 
     (tmp_path / "spec.yaml").write_text(
@@ -147,7 +146,6 @@ def test_the_miniature_is_asked_and_a_larger_k_adds(tmp_path: Path, emsweep: Ems
     chosen = [PROMPT_SETS["sums"]()[row] for row in order[:2]]
     trained = [c.training for c in expand(load_spec(tmp_path / "spec.yaml")).configs]
     assert [Prompt(t.prompt, t.answer) for t in trained] == chosen
-    assert json.loads(emsweep("status", "--json", check=0).stdout)[0]["completed"] == 4
 
 
 @pytest.mark.long
