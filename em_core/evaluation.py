@@ -98,7 +98,7 @@ class Scorer:
     def __init__(self, policy: Policy, batch_size: int) -> None:
         self.policy = policy
         self.batch_size = batch_size
-        self.base: dict[tuple[str, int | None], Score] = {}
+        self.base: dict[tuple[Evaluation, int | None], Score] = {}
 
     def emit(self, eval_id: str, evaluation: Evaluation, seed: int, step: int, emit: Callable[..., None]) -> float | None:
         """Evaluate (or recall), emit the record, return the accuracy (None: something else was measured).
@@ -109,7 +109,7 @@ class Scorer:
             emit_logits(self.policy, eval_id, evaluation, seed, step, self.batch_size, emit)
             return None
         started = time.perf_counter()
-        key = eval_id, seed if evaluation.temperature > 0 else None
+        key = evaluation, seed if evaluation.temperature > 0 else None
         score = self.base.get(key) if step == 0 else None
         if score is None:
             score = evaluate(self.policy, evaluation, seed, step, self.batch_size)

@@ -72,7 +72,7 @@ def test_what_it_is_given(
     assert (given["mode"], given["keep"], given["params"]) == ("train", "last", {"width": 8})
     assert given["training"]["max_steps"] == 2
     assert not {"command", "params"} & given["training"].keys()
-    assert given["evaluations"] == [{"eval_id": HELD.eval_id(), **HELD.model_dump(), "steps": [0, 2]}]
+    assert given["evaluations"] == [{"eval_id": HELD.eval_id(), **json.loads(HELD.model_dump_json()), "steps": [0, 2]}]
     assert given["checkpoints"] == str(tmp_path / "runs" / "s" / "checkpoints" / "c-s3")
     assert given["cwd"] == str(tmp_path / "code"), "it works in the folder of its script"
     assert given["python"] == sys.executable, "`python` is the one that runs emsweep"

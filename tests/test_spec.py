@@ -100,7 +100,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "stop task": (
         base("stop_rule: validation_accuracy, stop_task: two_step_sms"),
-        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a .parquet, .jsonl, .csv file)",
+        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a .parquet, .jsonl,...",
     ),
     "models list": (more("models: [a]"), "8: models: is a mapping: pattern of a model's name -> the keys that are different"),
     "models key": (
@@ -613,7 +613,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "ev empty tasks": (ev("{tasks: []}"), "7: evaluate.0.tasks: must not be empty"),
     "ev unknown task": (
         ev("{tasks: [two_step_sum]}"),
-        "7: evaluate.0.tasks.0: unknown task 'two_step_sum'; did you mean 'two_step_sums'? (or give the path of a .parquet, .jsonl, .csv file)",
+        "7: evaluate.0.tasks.0: unknown task 'two_step_sum'; did you mean 'two_step_sums'? (or give the path of a .parquet,...",
     ),
     "ev task str": (ev("{tasks: two_step_sums}"), "7: evaluate.0.tasks: 'two_step_sums' is not a list"),
     "ev task file": (ev("{tasks: [no.jsonl]}"), "7: evaluate.0.tasks.0: task file '{here}/no.jsonl' is not there"),
