@@ -159,7 +159,7 @@ def test_mistakes_are_one_clear_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             task_key(name)
     rows: dict[str, object] = {
-        "no question in problem or question": {"text": "p"},
+        "no question in problem, question or prompt": {"text": "p"},
         "no gold answer": {"problem": "p"},
         "holds no": None,
     }
