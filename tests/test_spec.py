@@ -100,7 +100,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "stop task": (
         base("stop_rule: validation_accuracy, stop_task: two_step_sms"),
-        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a .parquet, .jsonl,...",
+        "2: base.stop_task: unknown task 'two_step_sms'; did you mean 'two_step_sums'? (or give the path of a .parquet,...",
     ),
     "models list": (more("models: [a]"), "8: models: is a mapping: pattern of a model's name -> the keys that are different"),
     "models key": (
