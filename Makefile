@@ -16,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep plan test check bench bench-slurm bench-report bench-eval coverage traps faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep plan test check bench bench-slurm bench-report bench-eval coverage traps experiments faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -52,6 +52,11 @@ coverage: $(READY)  ## simulate every interval and test, and write docs/coverage
 
 traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)
 	$(PYTHON) -m tests.traps
+
+experiments: $(READY)  ## every experiment of the two papers on the miniature (an hour on two cores), into docs/experiments.md
+	$(PYTHON) -m sweeps.cli run sweeps/specs/thirteen-thousand.yaml --set seeds=4 -y
+	$(PYTHON) -m tests.experiments runs headline steps train-temperature eval-temperature seeds one-shot-vs-multi-shot \
+	    prompt-selection order base-model logit-shift entropy-law covariance-methods controls method-zoo early-stopping
 
 bench-eval: $(READY)  ## tokens per second of an evaluation with and without refilling (ARGS=--hidden N)
 	$(PYTHON) -m tests.bench_eval $(ARGS)

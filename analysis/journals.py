@@ -48,6 +48,7 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
         torn += found.torn
         about: Row = {"sweep": sweep.sweep}
         evaluations: dict[str, Row] = {}
+        measured: list[str] = []  # in the order of the newest spec: the first is what the report is about
         runs: dict[tuple[str, str | None], Row] = {}
         marks: dict[str, Row] = defaultdict(lambda: {"excluded": False, "exclude_reason": None, "forgiven": 0})
         for _, line in found.lines:
@@ -58,6 +59,7 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
             match r["kind"]:
                 case "sweep":
                     about |= {k: r.get(k) for k in _ABOUT} | {"t": about.get("t", r.get("t"))}
+                    measured = [eval_id for eval_id, _ in r.get("evaluations", ())]
                 case "config":
                     configs.setdefault(r["config_id"], _config_row(r))
                 case "evaluation":
@@ -70,7 +72,8 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
                 case "retry":
                     marks[r["run_id"]]["forgiven"] = r["forgiven"]
         stages = [{"key": k, "value": v} for k, v in (about.get("stages") or {}).items()]
-        all_sweeps.append(about | {"evaluations": list(evaluations.values()), "stages": stages or None})
+        ordered = [evaluations[i] for i in dict.fromkeys((*measured, *evaluations)) if i in evaluations]
+        all_sweeps.append(about | {"evaluations": ordered, "stages": stages or None})
         memberships += [run | marks[run["run_id"]] for run in runs.values()]
     return Manifests(all_sweeps, memberships, list(configs.values()), torn)
 

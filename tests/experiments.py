@@ -20,7 +20,7 @@ from analysis.tables import markdown_table
 REPO = Path(__file__).parent.parent
 PAGE = REPO / "docs" / "experiments.md"
 SPECS = REPO / "sweeps" / "specs"
-BLOCK = re.compile(r"(```sql\n(.*?)```\n\n)(?:\|.*\n)*", re.DOTALL)
+BLOCK = re.compile(r"(```sql\n(.*?)```\n\n)(?:(?:\|[^\n]*\n)+\n?)?", re.DOTALL)
 FIGURE = re.compile(r"\]\(experiments/(.+)-([a-z_]+)\.png\)")
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         build_report(db, sweep, root / sweep / "report")
     for sweep, figure in FIGURE.findall(text):
         shutil.copy(root / sweep / "report" / f"{figure}.png", folder / f"{sweep}-{figure}.png")
-    PAGE.write_text(BLOCK.sub(lambda m: m[1] + "".join(f"{line}\n" for line in _table(db, m[2])), text), encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda m: m[1] + "".join(f"{line}\n" for line in _table(db, m[2])) + "\n", text), encoding="utf-8")
 
 
 def _table(db: Path, query: str) -> list[str]:

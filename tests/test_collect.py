@@ -217,6 +217,19 @@ def test_evaluations_made_later_are_added(root: Path, db: Path) -> None:
     assert query(db, "SELECT DISTINCT status, split_part(attempt_id, '.', 1) FROM runs") == [("completed", "j-0000")]
 
 
+def test_evaluations_stand_in_the_order_of_the_newest_spec(root: Path, db: Path) -> None:
+    sweep = Sweep(root, grid=SMALL, seeds=range(2))
+    sweep.write()
+    collect(root, db)
+    added = {"eval_id": SAMPLED.eval_id(), "evaluation": SAMPLED.model_dump(), "steps": [10]}
+    measured = [[SAMPLED.eval_id(), [10]], [GREEDY.eval_id(), [0, 5, 10]]]
+    about = {"sweep": "demo", "t": T0, "spec": "name: demo\n", "spec_path": "x.yaml", "overrides": [], "evaluations": measured}
+    append_batch(sweep.dir.manifest, [("evaluation", added), ("sweep", about)])
+    collect(root, db)
+    [(ids,)] = query(db, "SELECT [e.eval_id for e in evaluations] FROM sweeps")
+    assert ids == [SAMPLED.eval_id(), GREEDY.eval_id()]
+
+
 def test_status_of_runs_without_an_outcome(root: Path, db: Path) -> None:
     sweep = Sweep(root, grid=SMALL, seeds=range(3))
     sweep.write_manifest()

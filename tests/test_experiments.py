@@ -14,6 +14,7 @@ from sweeps.expand import expand
 from sweeps.spec import load_spec
 from tests.conftest import Emsweep
 from tests.experiments import BLOCK, FIGURE, PAGE
+from tests.journals import Sweep
 
 SPECS = Path(__file__).parent.parent / "sweeps" / "specs"
 OTHERS = {"miniature", "thousand", "external"}
@@ -85,8 +86,8 @@ def test_the_page_tells_of_every_experiment() -> None:
 
 @pytest.mark.slow
 def test_every_query_of_the_page_is_one(tmp_path: Path) -> None:
-    """On results without a run: names of views and columns are right."""
-    (tmp_path / "runs").mkdir()
+    """On the results of another sweep: names of views and columns are right."""
+    Sweep(tmp_path / "runs", seeds=range(2)).write()
     db = tmp_path / "results.duckdb"
     collect(tmp_path / "runs", db)
     queries = [query for _, query in BLOCK.findall(PAGE.read_text(encoding="utf-8"))]
