@@ -129,6 +129,10 @@ class TrainingConfig(Strict):
     clipped_weight_low: float = Field(0.75, ge=0, description="CE-GPPO: weight of gradients clipped below (beta 1).")
     clipped_weight_high: float = Field(1.0, ge=0, description="CE-GPPO: weight of gradients clipped above (beta 2).")
     entropy_ratio_band: float = Field(0.05, gt=0, description="ERC: how far a token's entropy ratio may be from 1 (> 0).")
+    steer_weight_min: float = Field(
+        0.8, ge=0, description="STEER: weight of the token of largest expected change of entropy (>= 0)."
+    )
+    steer_weight_max: float = Field(1.2, ge=0, description="STEER: weight of the token of smallest one (>= 0).")
     reward_quantile: float = Field(
         0.4, ge=0, le=1, description="QAE: quantile of a prompt's rewards that is the baseline (0..1)."
     )

@@ -62,6 +62,7 @@ KNOWN: dict[str, Known] = {
         1, _LABELED | {"clipped_weight_low", "clipped_weight_high"}, needs_answer=True, needs_group=True, needs_ratio=True
     ),
     "erc": Known(1, _LABELED | {"entropy_ratio_band"}, needs_answer=True, needs_group=True, needs_ratio=True),
+    "steer": Known(1, _LABELED | {"steer_weight_min", "steer_weight_max"}, needs_answer=True, needs_group=True),
     "qae": Known(1, _LABELED | {"reward_quantile"}, needs_answer=True, needs_group=True),
     "exploration": Known(
         1, _LABELED | {"exploration_alpha", "exploration_kappa"}, needs_answer=True, needs_group=True

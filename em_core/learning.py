@@ -127,7 +127,7 @@ def gradient(
     all_of = team.total({"tokens": int(mask.sum()), "ended": int(share.rollout.ended.sum()), "completions": mine})
     tokens, completions = int(all_of["tokens"]), int(all_of["completions"])
     divisor = {"dapo": tokens, "grpo": completions, "dr_grpo": completions * config.max_completion_length}[config.loss_type]
-    marked = _marked(method, policy, share, config, size, seed)
+    marked, weights = _set_apart(method, policy, share, config, size, seed)
     seen = {name: torch.zeros(mask.shape, device=mask.device) for name in ("logp", "entropy")}
     sums: dict[str, float] = {}
     for start in range(0, mine, size):
@@ -136,6 +136,8 @@ def gradient(
         t, plain = _tokens(method, policy, part, None if marked is None else marked[rows], config)
         here = part.rollout.mask
         losses = method.loss(t, config)
+        if weights is not None:
+            losses = losses * weights[rows][here]
         if part.trained is not None:
             losses = losses * part.trained[here]
         parts = {"entropy": plain.sum()}
@@ -205,24 +207,32 @@ def _tokens(method: Method, policy: Policy, part: Batch, marked: Tensor | None, 
     return Tokens(logp, plain, old_logp, old_entropy, part.advantage[mask], chosen), plain.detach()
 
 
-def _marked(method: Method, policy: Policy, share: Batch, config: TrainingConfig, size: int, seed: int) -> Tensor | None:
-    """The tokens that the method's loss treats apart, of this process's completions; chosen among those of all."""
-    if method.mark is None:
-        return None
+def _set_apart(
+    method: Method, policy: Policy, share: Batch, config: TrainingConfig, size: int, seed: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The tokens that the loss treats apart, and what each counts: of this process's completions, chosen among all."""
+    if method.mark is None and method.weigh is None:
+        return None, None
     assert share.advantage is not None
     assert share.old_logp is not None
     assert share.old_entropy is not None
     team, mask = policy.team, share.rollout.mask
-    logp = share.old_logp
+    logp, now = share.old_logp, share.old_entropy
     if config.updates_per_rollout > 1:  # the policy may have moved since
-        logp, _ = _scored(policy, share.rollout, config, size)
-    t = Tokens(logp, share.old_entropy, share.old_logp, share.old_entropy, share.advantage, mask)
-    clipped = team.joined(is_clipped(t, config) & mask)
-    rows = [row for part in team.merged({team.rank: list(share.rows)}).values() for row in part]
-    draws = torch.from_numpy(uniforms(seed, "marks", share.step, rows, mask.shape[1])).to(mask.device)
-    everybody = team.joined(mask)
-    cov = covariance(team.joined(logp), team.joined(share.advantage), everybody)
-    return method.mark(cov, everybody, clipped, draws, config)[team.share(len(everybody))]
+        logp, now = _scored(policy, share.rollout, config, size)
+    mine = (logp, now, share.old_logp, share.advantage, mask)
+    all_logp, all_now, all_old, all_advantage, everybody = (team.joined(t) for t in mine)
+    here = team.share(len(everybody))
+    weights = marked = None
+    if method.weigh is not None:
+        weights = method.weigh(all_logp, all_now, all_old, all_advantage, everybody, config)[here]
+    if method.mark is not None:
+        t = Tokens(all_logp, all_now, all_old, all_now, all_advantage, everybody)
+        rows = [row for part in team.merged({team.rank: list(share.rows)}).values() for row in part]
+        draws = torch.from_numpy(uniforms(seed, "marks", share.step, rows, mask.shape[1])).to(mask.device)
+        cov = covariance(all_logp, all_advantage, everybody)
+        marked = method.mark(cov, everybody, is_clipped(t, config) & everybody, draws, config)[here]
+    return marked, weights
 
 
 def _kl(base: Policy, part: Batch, t: Tokens, config: TrainingConfig) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from em_core.config import TrainingConfig, reads
 from em_core.known_methods import KNOWN
 from em_core.learning import Batch, gradient, prepare, prompts_at
-from em_core.methods import METHODS, advantages, losses, marks, rewards
+from em_core.methods import METHODS, advantages, losses, marks, rewards, weights
 from em_core.methods.samples import Samples
 from em_core.methods.tokens import Tokens, entropy, log_probability
 from em_core.model import Policy
@@ -139,6 +139,13 @@ def test_the_first_update_follows_the_policy_gradient(name: str) -> None:
         candidates = ((cov > 1) & (cov < 5)).nonzero().flatten()
         assert len(candidates) > 1
         kept[candidates[u[candidates].argmin()]] = 0.0
+    if name == "steer":  # more than one token counts otherwise: each by its own number
+        (h,) = policy.completion_terms(rollout, lambda z, y: (entropy(z),))
+        square = torch.zeros(rollout.mask.shape)
+        p, now = square.clone(), square.clone()
+        p[rollout.mask], now[rollout.mask] = logp.detach(), h.detach()
+        kept = weights.steer(p, now, p, batch.advantage, rollout.mask, config())[rollout.mask]
+        assert kept.std() > 0
     (-(batch.advantage[rollout.mask] * logp * kept).sum() / len(logp)).backward()
     want = gradients(policy)
     assert want.abs().max() > 0
@@ -165,7 +172,7 @@ def test_methods_agree_with_the_vocabulary() -> None:
     for name, method in METHODS.items():
         assert set(TrainingConfig.model_fields) >= reads(name)
         assert ("answer" in reads(name)) == KNOWN[name].needs_answer
-        assert method.scores_first or method.mark is None
+        assert method.scores_first or (method.mark is None and method.weigh is None)
     assert set(TrainingConfig.model_fields) - {"command", "params"} == set().union(*(reads(name) for name in METHODS))
 
 
@@ -358,6 +365,24 @@ def test_kl_cov_marks_the_largest() -> None:
     mask = torch.tensor([[True, True, True, False], [True] * 4])
     chosen = marks.kl_cov(cov, mask, ~mask, cov, config(method="kl_cov", kl_cov_ratio=0.3))
     assert chosen.tolist() == [[True, False, False, False], [True, False, False, False]]
+
+
+@pytest.mark.fast
+def test_steer_weighs_by_the_expected_change_of_entropy() -> None:
+    """Against the paper's expression in numpy, token by token."""
+    n = np.random.default_rng(0)
+    logp, old, h, a = -n.random((2, 5)) - 0.1, -n.random((2, 5)) - 0.1, n.random((2, 5)), n.normal(size=(2, 5))
+    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])
+    p, p_old = np.exp(logp), np.exp(old)
+    omega = np.abs((a / p_old) * p * (1 - p) * (np.log(p) + h))
+    low, high = omega[mask].min(), omega[mask].max()
+    want = 1.3 - (omega - low) * (1.3 - 0.7) / (high - low)
+    said = config(method="steer", steer_weight_min=0.7, steer_weight_max=1.3)
+    got = weights.steer(*(torch.from_numpy(x) for x in (logp, h, old, a, mask)), said).numpy()
+    assert np.allclose(got[mask], want[mask])
+    assert (got[mask].min(), got[mask].max()) == pytest.approx((0.7, 1.3))
+    flat = torch.zeros(2, 5)
+    assert set(weights.steer(flat, flat, flat, flat, torch.from_numpy(mask), said).flatten().tolist()) == {1.0}
 
 
 # -- parts of an update ---------------------------------------------------------------------------------------------------

@@ -152,6 +152,7 @@ def test_rewards_advantages_and_marks_see_the_completions_of_all_processes(tmp_p
     shares = {"steps_per_generation": 3, "num_iterations": 2, "temperature": 1.2, "num_generations": 6}
     methods: list[dict[str, Any]] = [
         {"method": "clip_cov", "clip_cov_low": 0.2, "clip_cov_ratio": 0.05, "top_entropy_quantile": 0.5, **shares},
+        {"method": "steer", **shares},
         {"method": "empo", "loss_type": "grpo", "prompts_per_step": 2, "num_generations": 3, "scale_rewards": "batch"},
     ]
     execution = PAIR.model_copy(update={"fsdp": fsdp, "per_device_train_batch_size": 1})

@@ -1,6 +1,6 @@
 """Every method that trains, as the pieces it is made of. A new one is one more line here and in `em_core.known_methods`.
 
-    rollout -> rewards -> advantages -> { marks -> forward -> token losses -> mean -> backward -> update } per update
+    rollout -> rewards -> advantages -> { marks, weights -> forward -> token losses -> mean -> backward -> update } per update
 
 A method without a reward minimizes an entropy directly. docs/methods.md has every formula and its source.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from em_core.config import TrainingConfig
-from em_core.methods import advantages, em, losses, marks, rewards
+from em_core.methods import advantages, em, losses, marks, rewards, weights
 from em_core.methods.samples import Samples
 from em_core.methods.tokens import Tokens
 
@@ -32,8 +32,10 @@ class Method:
     """The advantage of each token, shape (n, L), from that of each completion spread over its tokens."""
     mark: Callable[[Tensor, Tensor, Tensor, Tensor, TrainingConfig], Tensor] | None = None
     """Tokens that the loss treats apart (`em_core.methods.marks`); needs `scores_first`."""
+    weigh: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, TrainingConfig], Tensor] | None = None
+    """What the loss of each token counts (`em_core.methods.weights`); needs `scores_first`."""
     scores_first: bool = False
-    """Whether reward, shape or mark ask for the log-probabilities or entropies of the samples before the first update."""
+    """Whether reward, shape, mark or weigh ask for the log-probabilities or entropies of the samples before the first update."""
 
 
 METHODS: dict[str, Method] = {
@@ -50,6 +52,7 @@ METHODS: dict[str, Method] = {
     "kl_cov": Method(losses.kl_cov, rewards.correct, mark=marks.kl_cov, scores_first=True),
     "ce_gppo": Method(losses.gradient_preserving, rewards.correct),
     "erc": Method(losses.entropy_ratio_clipped, rewards.correct, scores_first=True),
+    "steer": Method(losses.clipped, rewards.correct, weigh=weights.steer, scores_first=True),
     "qae": Method(losses.clipped, rewards.correct, advantages.by_quantile),
     "exploration": Method(losses.clipped, rewards.correct, shape=advantages.with_entropy_bonus, scores_first=True),
     "dler": Method(losses.clipped, rewards.correct_in_time, advantages.by_batch),
