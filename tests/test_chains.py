@@ -302,6 +302,7 @@ def until(seconds: float, process: subprocess.Popen[bytes], check: Callable[[], 
     assert check()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_chain_on_this_machine(tmp_path: Path, emsweep: Emsweep) -> None:
     spec = loaded(tmp_path)

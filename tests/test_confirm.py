@@ -88,6 +88,7 @@ EXPLORED = (
 CELLS = "FROM cells WHERE stage = 'explore' ORDER BY ALL"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_confirm_trains_the_best_again_on_fresh_seeds_and_repeats_nothing(tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "plant.yaml").write_text(SPEC)

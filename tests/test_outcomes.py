@@ -74,6 +74,7 @@ def test_a_run_is_the_same_alone_packed_cold_and_warm(tmp_path: Path, emsweep: E
     assert alone == {r: packed[r] for r in alone}
 
 
+@pytest.mark.long
 def test_a_new_measurement_uses_kept_checkpoints_and_equals_the_one_made_in_training(tmp_path: Path, emsweep: Emsweep) -> None:
     both = SMALL + "  - {tasks: [two_step_sums], steps: [3], temperature: 0.7, limit: 40}\n"
     (tmp_path / "plant.yaml").write_text(both)
@@ -91,6 +92,7 @@ def test_a_new_measurement_uses_kept_checkpoints_and_equals_the_one_made_in_trai
     assert len(trained) == 8, "nothing was trained again"
 
 
+@pytest.mark.long
 def test_without_checkpoints_a_new_measurement_is_priced_and_needs_a_word(tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "plant.yaml").write_text(SMALL)
     emsweep("run", "plant.yaml", "--launcher", "local", check=0)

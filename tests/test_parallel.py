@@ -121,7 +121,8 @@ def wanted(folder: Path, **training: Any) -> RunRequest:
     return request(said, folder / "c" / "r", evaluations=evaluations, keep="last")
 
 
-@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.long)], ids=["whole", "sharded"])
+@pytest.mark.long
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "sharded"])
 def test_two_processes_do_what_one_does_also_when_stopped_in_between(tmp_path: Path, fsdp: bool) -> None:
     execution = PAIR.model_copy(update={"fsdp": fsdp, "save_steps": 100, "per_device_train_batch_size": 2})
     runs = [wanted(tmp_path / "many"), wanted(tmp_path / "rent", **RENT)]

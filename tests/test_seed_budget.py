@@ -213,6 +213,7 @@ def test_a_look_is_the_same_when_it_is_taken_again_and_half_a_decision_is_comple
         assert all(x.verdict in (Verdict.ENOUGH, Verdict.ALL) for x in look(budget(0.07), read_manifest(sweep), view, sweep))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_between_and_within_looks_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     calm, storm = tmp_path / "calm", tmp_path / "storm"

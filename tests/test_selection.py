@@ -118,6 +118,7 @@ def test_mistakes_are_one_line_and_cost_nothing(
     assert {p.name for p in tmp_path.iterdir()} == {"p.csv", "h.json", "percent.json"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_miniature_is_asked_and_a_larger_k_adds(tmp_path: Path, emsweep: Emsweep) -> None:
     ask = ("select-prompts", "sums", "--temperature", "0.7", "--top-p", "1", "--launcher", "local", "-y")
