@@ -27,7 +27,7 @@ LARGE = "base-model-large"
 def benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the Hub are one small file here. (What brings the real ones is tested in test_fetch.)"""
     path = tmp_path / "one.jsonl"
-    path.write_text('{"problem": "What is 1+1?", "answer": "2"}\n' * 40)
+    path.write_text(r'{"problem": "What is 1+1?", "solution": "It is \\boxed{2}.", "answer": "2"}' + "\n", encoding="utf-8")
     monkeypatch.setattr(tables, "from_hub", lambda said: path)
     monkeypatch.setattr("sweeps.rows.from_hub", lambda said: path)
     monkeypatch.setattr("em_core.tasks.from_hub", lambda said: path)
