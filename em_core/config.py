@@ -167,11 +167,6 @@ class TrainingConfig(Strict):
         return {k: v for k, v in fields.items() if k != "params"} | {f"{PARAMS}{k}": v for k, v in self.params.items()}
 
 
-TEMPLATE = (
-    "How a question is asked: `auto` (`qwen25-math-cot` for files, `none` for built-in tasks), `none` (as it stands), `chat` (as "
-    "a user turn of the tokenizer's chat template), `qwen25-math-cot` (so too, after its system turn), or your own text with "
-    "{question}."
-)
 STOP = "Texts that end an answer, besides the tokens that always do; it is cut before the first of them."
 
 
@@ -190,25 +185,35 @@ class Decoding(Strict):
     edt_theta: float = Field(0.1, gt=0, description="EDT: temperature is multiplied by .8^(theta / entropy) (nats).")
 
 
-class Evaluation(Decoding):
+class Asking(Decoding):
+    """How questions are asked: the rest of what a measurement and an entry of a spec's `evaluate` both say."""
+
+    measure: Literal["accuracy", "logits"] = Field(
+        "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the task's worked solutions."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass kept (0 < p <= 1).")
+    num_samples: int = Field(1, ge=1, description="Answers sampled per question (count).")
+    max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
+    limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
+    template: str = Field(
+        "auto",
+        description="How a question is asked: `auto` (`qwen25-math-cot` for files, `none` for built-in tasks), `none` (as it "
+        "stands), `chat` (as a user turn of the tokenizer's chat template), `qwen25-math-cot` (so too, after its system turn), "
+        "or your own text with {question}.",
+    )
+    system: str | None = Field(None, min_length=1, description="System turn of a chat (none: the template's own).")
+
+
+class Evaluation(Asking):
     """One measurement: a task at one temperature. `eval_id` names it; the steps at which it is taken do not."""
 
     task: str = Field(
         description="Name of a built-in task, or a file of questions (.jsonl, .csv, .parquet; a path or hf://datasets/...)."
     )
-    measure: Literal["accuracy", "logits"] = Field(
-        "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the task's worked solutions."
-    )
     task_key: str = Field("", description="What the task is: `name@version`, or `sha256:...` of the file. Set by `expand`.")
     question_field: str | None = Field(None, description="Of a file: field that holds the question (none: recognised).")
     answer_field: str | None = Field(None, description="Of a file: field that holds the gold answer (none: recognised).")
     temperature: float = Field(0.0, ge=0, description="Sampling temperature (0: greedy).")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass kept (0 < p <= 1).")
-    num_samples: int = Field(1, ge=1, description="Answers sampled per question (count).")
-    max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
-    limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
-    template: str = Field("auto", description=TEMPLATE)
-    system: str | None = Field(None, min_length=1, description="System turn of a chat (none: the template's own).")
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = Field((), description=STOP)
 
     def eval_id(self) -> str:
@@ -354,28 +359,24 @@ class RunRequest:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            **{k: getattr(self, k) for k in _REQUESTED},
-            "halvings": self.halvings,
-            "prompts": self.prompts,
-            "start_from": self.start_from,
-            "pinned": list(self.pinned),
+            **{k: getattr(self, k) for k in (*_REQUESTED, *_LATER)},
             "config": self.config.model_dump(),
             "evaluations": [[i, e.model_dump(), list(s)] for i, e, s in self.evaluations],
         }
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> RunRequest:
+        later: dict[str, Any] = {k: tuple(d[k]) if k == "pinned" else d[k] for k in _LATER if k in d}
         return cls(
             **{k: d[k] for k in _REQUESTED},
-            halvings=d.get("halvings", 0),
-            prompts=d.get("prompts", ""),
-            start_from=d.get("start_from", ""),
-            pinned=tuple(d.get("pinned", ())),
+            **later,
             config=TrainingConfig(**d["config"]),
             evaluations=tuple((i, Evaluation(**e), tuple(s)) for i, e, s in d["evaluations"]),
         )
 
 
+_LATER = ("halvings", "prompts", "start_from", "pinned")
+"""Fields that requests of earlier versions lack."""
 _REQUESTED = ("run_id", "config_id", "seed", "attempt", "mode", "keep", "checkpoints")
 
 

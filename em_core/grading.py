@@ -81,12 +81,6 @@ def stated(text: str) -> str | None:
     return extract_sum(text) or stated_answer(text)
 
 
-def is_right(gold: str, text: str) -> bool:
-    """Whether a completion of a training prompt states the gold answer."""
-    answer = stated(text)
-    return answer is not None and same_answer(gold, answer)
-
-
 def same_answer(gold: str, answer: str) -> bool:
     """Whether two answers are equal by Math-Verify.
 
@@ -99,8 +93,9 @@ SUMS = Grader("last-sum@1", extract_sum, extract_sum, operator.eq)
 """Of `two_step_sums`: a completion ends with the right sum."""
 MATH = Grader("math-verify@0.9+answers@2", extract_answer, stated_answer, same_answer)
 """Of files of questions. Another major or minor version of Math-Verify may grade otherwise, and so may other rules of what the
-answer is: 2 strips bold type,
-`text` around a whole answer and a full stop behind it."""
+answer is: 2 strips bold type, `text` around a whole answer and a full stop behind it."""
+STATED = Grader("stated", stated, stated, same_answer)
+"""Of training prompts, whose task nobody names: a completion has to state its answer, of whichever kind."""
 
 
 def kinds(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:

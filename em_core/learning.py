@@ -51,12 +51,10 @@ class Batch:
 
 def prompts_at(rollout: int, prompts: Sequence[Prompt], count: int, seed: int) -> list[int]:
     """Which `count` prompts the rollout of that number (0, 1, ...) takes: a set is shuffled anew each time it was used up."""
-    chosen = []
-    for position in range(rollout * count, (rollout + 1) * count):
-        epoch, place = divmod(position, len(prompts))
-        order = uniforms(seed, "prompts", epoch, [0], len(prompts))[0].argsort(kind="stable")
-        chosen.append(int(order[place]))
-    return chosen
+    places = [divmod(position, len(prompts)) for position in range(rollout * count, (rollout + 1) * count)]
+    epochs = {epoch for epoch, _ in places}
+    orders = {e: uniforms(seed, "prompts", e, [0], len(prompts))[0].argsort(kind="stable") for e in epochs}
+    return [int(orders[epoch][place]) for epoch, place in places]
 
 
 def prepare(

@@ -182,7 +182,8 @@ class Trainer:
             accuracies = self._evaluate(request, scorer, step, emit, seconds)
             if accuracies or step == config.max_steps or step in keeper.pinned:
                 keeper.offer(step, accuracies[0] if accuracies else None)
-            if step < config.max_steps and should_stop(config, [f["values"] for kind, f in records if kind == "metrics"]):
+            ruled = config.stop_rule != "none" and step < config.max_steps
+            if ruled and should_stop(config, [f["values"] for kind, f in records if kind == "metrics"]):
                 accuracies = self._measure_for_good(request, scorer, step, emit, seconds)
                 keeper.offer(config.max_steps, accuracies[0] if accuracies else None)
                 for later in sorted(s for s in keeper.pinned if step < s < config.max_steps):

@@ -7,7 +7,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,9 +23,14 @@ from sweeps.options import (
     Root,
     Sets,
     SpecPath,
+    Yes,
     load,
     plain_console,
 )
+
+if TYPE_CHECKING:
+    from sweeps.site import Site
+    from sweeps.spec import Spec
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +48,6 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
 Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]
 
 
@@ -80,10 +84,15 @@ def run(
     retrain: Retrain = False,
 ) -> None:
     """Carry a sweep to its end and say what came of it. Interrupt it at will: the same command continues."""
+    loaded, site = load(spec, sets)
+    _carry_out(loaded, site, launcher, root, db, yes, retrain)
+
+
+def _carry_out(loaded: Spec, site: Site, launcher: str, root: Path, db: Path, yes: bool, retrain: bool = False) -> None:
+    """Carry a loaded spec to its end, say what came of it, and exit with 1 where something is left."""
     from sweeps import runner
     from sweeps.finish import finish
 
-    loaded, site = load(spec, sets)
     console = plain_console()
     done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes, retrain=retrain)
     finish(done, root, db, console)
@@ -115,25 +124,16 @@ def evaluate(
     yes: Yes = False,
 ) -> None:
     """Evaluate a model as it is: a sweep whose runs make no update, carried out like any other."""
-    from sweeps import runner
     from sweeps.evaluate import eval_name, eval_spec, load_eval
-    from sweeps.finish import finish
-    from sweeps.site import use_cache
-    from sweeps.spec import load_site
+    from sweeps.spec import enter_site
 
-    site = load_site(Path("site.toml"))
-    use_cache(site)
+    site = enter_site(Path("site.toml"))
     entry = {
         "tasks": tasks, "temperature": temperatures, "num_samples": num_samples, "top_p": top_p,
         "max_completion_length": max_completion_length, "limit": limit, "template": template, "system": system, "stop": stop,
     }  # fmt: skip
     data = eval_spec(name or eval_name(model, revision), model, revision, seeds, entry)
-    loaded = load_eval(data, root, sets or [], site)
-    console = plain_console()
-    done = runner.run(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes)
-    finish(done, root, db, console)
-    if done.failed or done.undone:
-        raise typer.Exit(1)
+    _carry_out(load_eval(data, root, sets or [], site), site, launcher, root, db, yes)
 
 
 @app.command()

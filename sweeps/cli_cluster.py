@@ -28,12 +28,10 @@ def doctor(
     from analysis.tables import text_table
     from sweeps.doctor import check_root, examine
     from sweeps.runner import pick_launcher
-    from sweeps.site import use_cache
-    from sweeps.spec import load_site
+    from sweeps.spec import enter_site
     from sweeps.verdicts import judge
 
-    site = load_site(Path("site.toml"))
-    use_cache(site)
+    site = enter_site(Path("site.toml"))
     check_root(root)
     which = pick_launcher(launcher, site)
     talk = Console(highlight=False, markup=False, stderr=as_json)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from em_core.errors import UserError
-from sweeps.options import RESULTS, RUNS, Db, Launcher, LauncherName, Root, plain_console
+from sweeps.options import RESULTS, RUNS, Db, Launcher, LauncherName, Root, Yes, plain_console
 
 app = typer.Typer()
 
@@ -39,7 +39,7 @@ def select_prompts(
     launcher: Launcher = LauncherName.auto,
     root: Root = RUNS,
     db: Db = RESULTS,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Rank the prompts of a data set, and write the table that a spec names as its prompt axis."""
     from analysis.tables import text_table
@@ -57,13 +57,11 @@ def select_prompts(
         from sweeps import runner
         from sweeps.expand import expand
         from sweeps.finish import report_undone
-        from sweeps.site import use_cache
-        from sweeps.spec import load_site
+        from sweeps.spec import enter_site
 
         if left_out := found.rows - len(found.prompts):
             console.print(f"{left_out:,} of {found.rows:,} prompts have no gold answer and are left out")
-        site = load_site(Path("site.toml"))
-        use_cache(site)
+        site = enter_site(Path("site.toml"))
         which = runner.pick_launcher(launcher, site)
         spec = selection.asking(found, model, k, temperature, top_p, max_completion_length, root, site, sets or ())
         done = runner.run(spec, root, db, which, site, console, yes=yes)

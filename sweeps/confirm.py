@@ -20,10 +20,11 @@ from em_core.config import run_id
 from em_core.errors import UserError
 from em_core.journal import RunStatus, SweepDir
 from sweeps.expand import Expansion, Wanted
+from sweeps.follow import as_submitted
 from sweeps.manifest import CONFIRM, EXPLORE, Manifest
 from sweeps.reconcile import View
-from sweeps.site import Site, use_cache
-from sweeps.spec import Spec, load_site, load_spec
+from sweeps.site import Site
+from sweeps.spec import Spec
 
 FIRST_FRESH = 1_000_000
 """Fresh seeds begin here: far from any that a spec asks for, now or when it is edited."""
@@ -34,11 +35,7 @@ UNFINISHED = (
 
 def spec_of(manifest: Manifest, sets: Sequence[str]) -> tuple[Spec, Site]:
     """The spec as it was last run, with overrides that make no other sweep of it, and the site as it is now."""
-    path = Path(manifest.spec["spec_path"])
-    site = load_site(path)
-    use_cache(site)
-    said = manifest.spec.get("sets", ())
-    spec = load_spec(path, [*said, *sets], site, manifest.spec["spec"])
+    spec, site = as_submitted(manifest, sets)
     if spec.sweep != manifest.spec["sweep"]:
         raise UserError(f"--set: {spec.sweep} would be another sweep; here only what changes no weights can be set")
     return spec, site

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from em_core.config import Decoding, Evaluation, TrainingConfig, config_id, reads, run_id, steps_within
+from em_core.config import Asking, Decoding, Evaluation, TrainingConfig, config_id, reads, run_id, steps_within
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
@@ -32,10 +32,6 @@ from sweeps.stages import Part, parts_of
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
-ENTRY_FIELDS = (
-    *Decoding.model_fields, "measure", "top_p", "num_samples", "max_completion_length", "limit", "template", "system",
-)  # fmt: skip
-"""Fields of a measurement that stand in its `evaluate` entry under the same name."""
 EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
 
 
@@ -359,7 +355,7 @@ def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperat
             question_field=task.question if isinstance(task, TaskFile) else None,
             answer_field=task.answer if isinstance(task, TaskFile) else None,
             temperature=temperature,
-            **{k: getattr(entry, k) for k in ENTRY_FIELDS},
+            **{k: getattr(entry, k) for k in Asking.model_fields},
             stop=tuple(entry.stop),
         )
         found = load_task(evaluation.model_copy(update={"template": "auto", "system": None}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,19 +25,19 @@ from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import View
 from sweeps.seeds import SeedBudget
-from sweeps.site import Site, use_cache
-from sweeps.spec import Spec, load_site, load_spec
+from sweeps.site import Site
+from sweeps.spec import Spec, enter_site, load_spec
 
 PATIENCE = 300.0
 """Seconds to wait for a clear word about jobs that should be over."""
 
 
-def as_submitted(manifest: Manifest) -> tuple[Spec, Site]:
-    """The spec as it was when the sweep was last submitted, whatever became of its file; the site as it is now."""
+def as_submitted(manifest: Manifest, sets: Sequence[str] = ()) -> tuple[Spec, Site]:
+    """The spec as it was when the sweep was last submitted, whatever became of its file, with further overrides; the site as it
+    is now."""
     path = Path(manifest.spec["spec_path"])
-    site = load_site(path)
-    use_cache(site)
-    return load_spec(path, manifest.spec.get("sets", ()), site, manifest.spec["spec"]), site
+    site = enter_site(path)
+    return load_spec(path, [*manifest.spec.get("sets", ()), *sets], site, manifest.spec["spec"]), site
 
 
 def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int) -> None:

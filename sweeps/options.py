@@ -38,6 +38,7 @@ Where = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
 RUNS, RESULTS = Path("runs"), Path("results.duckdb")
 
 
@@ -47,10 +48,8 @@ def plain_console() -> Console:
 
 
 def load(path: Path, sets: list[str] | None) -> tuple[Spec, Site]:
-    """A spec and the site beside it. Models are looked for where the jobs will look: the site's cache is ours from here on."""
-    from sweeps.site import use_cache
-    from sweeps.spec import load_site, load_spec
+    """A spec and the site beside it."""
+    from sweeps.spec import enter_site, load_spec
 
-    site = load_site(path)
-    use_cache(site)
+    site = enter_site(path)
     return load_spec(path, sets or (), site), site

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from em_core.config import CHAINED, PARAMS, STOP, TEMPLATE, Decoding, Execution, Strict, TrainingConfig
+from em_core.config import CHAINED, PARAMS, STOP, Asking, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from sweeps.complaints import complaint, said_as, unknown
@@ -25,7 +25,7 @@ from sweeps.own import wrong_param
 from sweeps.resources import Resources, check_processes
 from sweeps.retries import Retries
 from sweeps.seeds import SeedBudget, Seeds, Until
-from sweeps.site import Site
+from sweeps.site import Site, use_cache
 from sweeps.stages import Random, Stage, check_stages, condition_of
 from sweeps.variants import for_model
 from sweeps.yamlfile import Document, Path_, SpecError, read_document, read_scalar
@@ -47,14 +47,11 @@ class TaskFile(Strict):
     answer: str | None = Field(None, description="Field with the gold answer.")
 
 
-class EvaluateEntry(Decoding):
+class EvaluateEntry(Asking):
     """What is measured and when. Changing it never retrains a run."""
 
     tasks: list[str | TaskFile] = Field(
         min_length=1, description="Built-in tasks by name, or files of questions (.jsonl, .csv, .parquet)."
-    )
-    measure: Literal["accuracy", "logits"] = Field(
-        "accuracy", description="`accuracy` of answers, or the distribution of the `logits` on the tasks' worked solutions."
     )
     steps: Steps = Field(
         ["last"], min_length=1, description="When to measure (optimizer updates; 0: the base model; `last`: the end)."
@@ -62,12 +59,6 @@ class EvaluateEntry(Decoding):
     temperature: Heat | Annotated[list[Heat], Field(min_length=1)] = Field(
         0.0, description="Sampling temperature or temperatures (dimensionless; 0: greedy)."
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass kept (0 < p <= 1).")
-    num_samples: int = Field(1, ge=1, description="Answers per question (count).")
-    max_completion_length: int | None = Field(None, ge=1, description="Longest answer (tokens; none: the task's own).")
-    limit: int | None = Field(None, ge=1, description="Only the first so many questions (none: all).")
-    template: str = Field("auto", description=TEMPLATE)
-    system: str | None = Field(None, min_length=1, description="System turn of a chat (none: the template's own).")
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], description=STOP)
 
 
@@ -209,6 +200,13 @@ def load_site(beside: Path) -> Site:
     if said:
         raise UserError(f"EMSWEEP_SITE={said}: is no file")
     return Site()
+
+
+def enter_site(beside: Path) -> Site:
+    """The site, whose cache is ours from here on: models are looked for where the jobs will look."""
+    site = load_site(beside)
+    use_cache(site)
+    return site
 
 
 def check_field(name: str, value: Any, path: Path_) -> Any:

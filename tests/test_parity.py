@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from em_core.methods.em import entropy
+from em_core.methods.tokens import entropy
 from em_core.model import Policy
 from em_core.noise import uniforms
 from em_core.rollout import Rollout, Sampling

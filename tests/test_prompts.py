@@ -14,7 +14,7 @@ import pytest
 from analysis.grid import read_grid
 from em_core.config import TrainingConfig
 from em_core.errors import UserError
-from em_core.grading import is_right
+from em_core.grading import STATED
 from em_core.journal import SweepDir, read_records
 from em_core.prompts import PROMPT_SETS, PROMPTS, Prompt, encode_set, is_set, prompts_of, set_file, set_name
 from em_core.tasks import two_step_sums, two_step_sums_validation
@@ -66,7 +66,7 @@ def test_shipped_sums_are_nobodys_test_questions() -> None:
     assert 20 < sum(signs) < 44
     for p in prompts:
         assert p.answer == str(eval(p.text.removeprefix("Q:").removesuffix("=?")))
-        assert is_right(p.answer, f"Q:...={p.answer};")
+        assert STATED.right(p.answer, f"Q:...={p.answer};")
     # Both are named by their content for years: other draws would be another set and another task.
     assert set_name(prompts) == "set:f7ed003ffe77bd0a330e19c39d3e37751eb607447a24b34713f570913548e62b"
     assert hashlib.sha256(repr(two_step_sums_validation().questions).encode()).hexdigest()[:12] == "1b7d8591d19b"

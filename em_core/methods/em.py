@@ -10,9 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from em_core.config import TrainingConfig
-from em_core.methods.tokens import Tokens, entropy
-
-__all__ = ["entropy", "loss"]
+from em_core.methods.tokens import Tokens
 
 
 def loss(t: Tokens, config: TrainingConfig) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from em_core.config import TrainingConfig
-from em_core.grading import has_answer, is_right
+from em_core.grading import STATED, has_answer
 from em_core.methods.samples import Samples
 
 NO_ANSWER = -7.0
@@ -15,7 +15,7 @@ NO_ANSWER = -7.0
 
 def correct(s: Samples, config: TrainingConfig) -> Tensor:
     """1 where the answer equals the prompt's gold one, else 0 (verifiable reward, as in GRPO, arXiv 2402.03300)."""
-    return s.tensor([float(gold is not None and is_right(gold, text)) for gold, text in zip(s.golds, s.texts, strict=True)])
+    return s.tensor([float(gold is not None and STATED.right(gold, text)) for gold, text in zip(s.golds, s.texts, strict=True)])
 
 
 def correct_in_time(s: Samples, config: TrainingConfig) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from em_core.grading import same_answer, stated
+from em_core.grading import STATED, kinds
 from em_core.noise import uniforms
 
 
@@ -51,19 +52,8 @@ class Samples:
         frequent one (of equally frequent ones the first); (0, False) where it gave none."""
         found = []
         for start in range(0, len(self.texts), self.group):
-            kinds: list[str] = []  # one answer of each kind, in order of appearance
-            members: list[int | None] = []
-            for text in self.texts[start : start + self.group]:
-                answer = stated(text)
-                if answer is None:
-                    members.append(None)
-                    continue
-                kind = next((i for i, other in enumerate(kinds) if same_answer(other, answer)), None)
-                if kind is None:
-                    kinds.append(answer)
-                    kind = len(kinds) - 1
-                members.append(kind)
-            counts = [members.count(i) for i in range(len(kinds))]
-            best = counts.index(max(counts)) if counts else None
+            members = kinds([STATED.answer(text) for text in self.texts[start : start + self.group]], STATED.same)
+            counts = Counter(m for m in members if m is not None)
+            best = max(counts, key=counts.__getitem__, default=None)
             found += [(0, False) if m is None else (counts[m], m == best) for m in members]
         return found

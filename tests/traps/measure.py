@@ -15,7 +15,7 @@ from torch import Tensor
 from analysis.stats import Interval, t_interval
 from analysis.stats.compare import against
 from em_core.evaluation import evaluate
-from em_core.methods.em import entropy
+from em_core.methods.tokens import entropy
 from em_core.model import Policy
 from em_core.noise import uniforms
 from em_core.rollout import Rollout, Sampling
