@@ -16,13 +16,16 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep plan test check bench bench-slurm bench-report bench-eval coverage traps experiments faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep study plan test check bench bench-slurm bench-report bench-eval coverage traps experiments faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
 sweep: $(READY)  ## train what is missing of SPEC and say what came of it (SPEC= MODEL= LAUNCHER= SET="k=v ..." ARGS=)
 	@$(PYTHON) -m sweeps.cli run $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
+
+study: $(READY)  ## search the space of a study's SPEC instead of listing configs (SPEC= LAUNCHER= SET="k=v ..." ARGS=)
+	@$(PYTHON) -m sweeps.cli study $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
 
 plan: $(READY)  ## show what `make sweep` would do, without doing it
 	@$(PYTHON) -m sweeps.cli plan $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)

@@ -98,6 +98,11 @@ class SweepDir:
         return self.path / "checkpoints"
 
     @property
+    def study(self) -> Path:
+        """Of a study: Optuna's own journal (`optuna-dashboard` opens it)."""
+        return self.path / "study.journal"
+
+    @property
     def prompts(self) -> Path:
         """The root's prompt sets: of all its sweeps, each named by its content."""
         return self.root / ".prompts"

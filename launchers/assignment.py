@@ -9,7 +9,7 @@ from pathlib import Path
 
 from em_core.config import Evaluation, RunRequest, TrainingConfig, steps_within
 from em_core.journal import FINAL, Record, SweepDir, decode, read_job_try, read_lines
-from launchers.causes import HOST_MEMORY
+from launchers.causes import CANCELLED_BY_A_PERSON, HOST_MEMORY
 
 
 @dataclass
@@ -17,23 +17,25 @@ class Assignment:
     """What the job was told so far. Follows an append-only file.
 
     `finished` holds (run, mode) that an earlier try of the same job ended: a requeued job does only what is left.
+    `cancelled` holds the reason by run, until somebody acts on it.
     """
 
     path: Path
     header: Record = field(default_factory=dict)
     configs: dict[str, TrainingConfig] = field(default_factory=dict)
     queue: deque[Record] = field(default_factory=deque)
-    cancelled: set[str] = field(default_factory=set)
+    cancelled: dict[str, str] = field(default_factory=dict)
     finished: set[tuple[str, str]] = field(default_factory=set)
     closed: bool = False
     stop: str = ""
     offset: int = 0
 
-    def follow(self) -> None:
-        """Take in what was appended since the last call."""
+    def follow(self) -> bool:
+        """Take in what was appended since the last call; whether there was anything."""
         with contextlib.suppress(OSError):
             if self.path.stat().st_size == self.offset:
-                return
+                return False
+        before = self.offset
         found = read_lines(self.path, self.offset)
         self.offset = found.end
         for _, line in found.lines:
@@ -48,11 +50,12 @@ class Assignment:
                 case "run" if (record["run_id"], record["mode"]) not in self.finished:
                     self.queue.append(record)
                 case "cancel":
-                    self.cancelled.add(record["run_id"])
+                    self.cancelled[record["run_id"]] = record.get("reason", CANCELLED_BY_A_PERSON)
                 case "stop":
                     self.stop = record["reason"]
                 case "close":
                     self.closed = True
+        return self.offset > before
 
     def request(self, record: Record, attempt: int, checkpoints: str, halvings: int) -> RunRequest:
         """What the worker is told of a `run` record; to evaluate only, it takes no more than the record needs."""

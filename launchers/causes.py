@@ -28,6 +28,9 @@ CAUSES = (
 )  # fmt: skip
 """Every word that stands in `cause`."""
 
+CANCELLED_BY_A_PERSON = "cancelled by a person"
+"""Reason in a `stop` of an assignment, and so in the `job_end` that follows it; and of a `cancel` that names no other."""
+
 DEFAULT_LIMITS: Mapping[str, int] = {
     KILLED: 3, LOST: 5, HOST_MEMORY: 3, TIME_LIMIT: 50, PREEMPTED: 100, NODE_FAILURE: 5, PARENT_GONE: 3,
 }  # fmt: skip

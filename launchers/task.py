@@ -34,6 +34,10 @@ from launchers.snapshot import provenance
 
 TICK = 0.25
 """Seconds between looks at the assignment file and at signals."""
+EAGER = 0.05
+"""The same while a slot waits for a run that somebody may append."""
+IDLE = 600.0
+"""Seconds without a run after which a job that waits for more ends: who feeds it is gone, and starts another if it comes back."""
 LOG_TAIL = 2000
 """Characters of a dead worker's log that go into the journal."""
 EARLY_SIGNAL = 90
@@ -107,8 +111,10 @@ class Supervisor:
         self.selector.register(0, selectors.EVENT_READ, "stdin")
 
     def _loop(self) -> None:
+        last_busy = time.monotonic()
         while True:
-            self.assignment.follow()
+            if self.assignment.follow():
+                last_busy = time.monotonic()
             self._apply_cancels()
             if self.assignment.stop:
                 self.stop(self.assignment.stop, causes.CANCELLED)
@@ -125,9 +131,12 @@ class Supervisor:
                     if slot.request is None and self.assignment.queue:
                         self._hand_out(slot)
                         busy = True
-                if self.assignment.closed and not busy:
+                if busy:
+                    last_busy = time.monotonic()
+                elif self.assignment.closed or time.monotonic() - last_busy > IDLE:
                     return
-            for key, _ in self.selector.select(TICK):
+            waits = not self.assignment.closed and any(s.request is None for s in self.slots)
+            for key, _ in self.selector.select(EAGER if waits else TICK):
                 if key.data == "stdin":
                     if not os.read(0, 4096):
                         self.stop("the launcher ended")
@@ -270,12 +279,12 @@ class Supervisor:
             return
         for record in [r for r in self.assignment.queue if r["run_id"] in cancelled]:
             self.assignment.queue.remove(record)
-            self._journal_unstarted(record)
+            self._journal_unstarted(record, cancelled[record["run_id"]])
         for slot in self.slots:
-            if slot.request is not None and slot.request.run_id in cancelled:
+            if slot.request is not None and (reason := cancelled.get(slot.request.run_id)):
                 self._kill(slot)
                 if slot.request is not None:
-                    self._journal_end(slot, RunStatus.CANCELLED, causes.CANCELLED, "cancelled by a person")
+                    self._journal_end(slot, RunStatus.CANCELLED, causes.CANCELLED, reason)
         cancelled.clear()
 
     def _halt_if_all_alike(self, end: Record) -> None:
@@ -341,12 +350,12 @@ class Supervisor:
         self.journal.sync()
         self._over(slot, line)
 
-    def _journal_unstarted(self, record: Record) -> None:
+    def _journal_unstarted(self, record: Record, reason: str) -> None:
         """A run that was cancelled while it waited: an attempt with an end and no beginning."""
         told = {
             "status": RunStatus.CANCELLED,
             "cause": causes.CANCELLED,
-            "message": "cancelled before it started",
+            "message": f"{reason}, before it started",
             "traceback": "",
         }
         ids = {"run_id": record["run_id"], "attempt": self._next_attempt(record["run_id"])}

@@ -10,12 +10,11 @@ from pathlib import Path
 from em_core.errors import UserError
 from em_core.journal import FINAL, Appender, Attempt, RunStatus, append_batch
 from em_core.lock import locked
-from launchers.causes import CAUSES
+from launchers.causes import CANCELLED_BY_A_PERSON, CAUSES
 from launchers.halting import halted
 from sweeps.chains import start_of
 from sweeps.choose import choose
 from sweeps.complaints import unknown
-from sweeps.ends import CANCELLED_BY_A_PERSON
 from sweeps.manifest import Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob

@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 
 from em_core.journal import Attempt, JobTry, Record, RunStatus, SweepDir, append_batch
 from launchers.base import Ended, JobState, Launcher
-from launchers.causes import CANCELLED, LOST, STOPPED, TIME_LIMIT, of_job, worn_out
+from launchers.causes import CANCELLED, CANCELLED_BY_A_PERSON, LOST, STOPPED, TIME_LIMIT, of_job, worn_out
 from sweeps.reconcile import SubmittedJob, troubles
-
-CANCELLED_BY_A_PERSON = "cancelled by a person"
-"""Reason in a `stop` of an assignment, and so in the `job_end` that follows it."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from em_core.models import at_revision
-from sweeps.expand import expand, task_name
+from sweeps.expand import expand
+from sweeps.measurements import task_name
 from sweeps.site import Site
 from sweeps.spec import Spec
 from sweeps.written import unwritten, write_spec

@@ -10,29 +10,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from em_core.config import Asking, Decoding, Evaluation, TrainingConfig, config_id, reads, run_id, steps_within
+from em_core.config import TrainingConfig, config_id, reads, run_id, steps_within
 from em_core.errors import UserError
 from em_core.known_methods import KNOWN
 from em_core.models import model_folder, model_key
 from em_core.prompts import Prompt
-from em_core.tables import HUB
-from em_core.tasks import BUILT_IN, EXTERNAL, asked, is_file, load_task, task_key
+from em_core.tasks import task_key
 from sweeps.axes import checked, is_axis, values_of, with_random
 from sweeps.complaints import said_as, unknown
+from sweeps.measurements import EvaluationSteps, evaluations_of, task_name
 from sweeps.own import gathered, is_field, read_by, trainer_fields
 from sweeps.prompts import Found, check_answers, names_answer, resolve_prompt
 from sweeps.seeds import MAX_RUNS, SeedBudget, first_seeds
 from sweeps.sources import check_needs, check_shares, refuse_double, refuse_unread, source_of
-from sweeps.spec import EvaluateEntry, Spec, TaskFile, check_field, check_rule, matches
+from sweeps.spec import Spec, check_field, check_rule, matches
 from sweeps.stages import Part, parts_of
 from sweeps.yamlfile import Path_, SpecError
 
 Fields = dict[str, Any]
-EvaluationSteps = tuple[str, Evaluation, tuple[int | Literal["last"], ...]]
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,10 @@ class Expansion:
 
 
 def expand(spec: Spec) -> Expansion:
-    """Expand a spec. Raises `UserError` with the YAML line for anything that cannot be trained."""
+    """Expand a spec. Raises `UserError` with the YAML line for anything that cannot be trained, and for a study."""
     try:
+        if spec.search:
+            raise SpecError(("search",), "makes the spec a study, which asks for its configs: `emsweep study` carries it out")
         return _expand(spec)
     except SpecError as mistake:
         raise spec.document.error(mistake) from None
@@ -87,15 +86,13 @@ def _expand(spec: Spec) -> Expansion:
     seeds = first_seeds(spec.seeds)
     budget = spec.seeds if isinstance(spec.seeds, SeedBudget) else None
     most = (budget.max if budget else len(seeds)) + len(seeds) * (spec.repeats - 1)
+    find_found, find_model = finders(spec)
     found: dict[str, Found] = {}
 
-    def find(raw: Any) -> Found:
-        prompt = resolve_prompt(raw, spec.document.path.parent)
-        found[prompt.text] = prompt
-        return prompt
+    def find_prompt(raw: Any) -> Found:
+        prompt = find_found(raw)
+        return found.setdefault(prompt.text, prompt)
 
-    find_prompt = _memo(find)
-    find_model = _memo(lambda pair: _model(*pair))
     configs: dict[str, Config] = {}
     members: dict[tuple[str | None, str], Config] = {}
     methods: set[str] = set()
@@ -118,11 +115,31 @@ def _expand(spec: Spec) -> Expansion:
     # Repeats of a run stand together, so that they come to the same job, and so to the same kind of machine.
     again = [(seed, repeat) for seed in seeds for repeat in range(spec.repeats)]
     runs = tuple(Wanted(run_id(c.config_id, s, r), c, s, arm, r) for (arm, _), c in members.items() for s, r in again)
-    evaluations = _evaluations(spec, list(configs.values()))
+    evaluations = evaluations_of(spec, list(configs.values()))
     if budget:
         _check_until(budget, evaluations, list(configs.values()))
     sets = tuple(prompt.prompts for prompt in found.values() if prompt.is_set)
     return Expansion(spec.sweep, tuple(configs.values()), runs, evaluations, collapsed, budget, sets)
+
+
+Finders = tuple[Callable[[Any], Found], Callable[[Any], str]]
+
+
+def finders(spec: Spec) -> Finders:
+    """What finds a prompt and what a model is, each distinct one once."""
+    return _memo(lambda raw: resolve_prompt(raw, spec.document.path.parent)), _memo(lambda pair: _model(*pair))
+
+
+def point_config(spec: Spec, fields: Fields, find: Finders) -> Config:
+    """The config of one point of a study. Raises `UserError` where it cannot be trained."""
+    try:
+        _, fields = _resolved(spec, None, fields)
+        config = _config(spec, fields, *find)
+        check_shares(spec, config.training)
+        check_needs(spec, config.training)
+    except SpecError as mistake:
+        raise spec.document.error(mistake) from None
+    return config
 
 
 def _check_until(budget: SeedBudget, evaluations: Sequence[EvaluationSteps], configs: Sequence[Config]) -> None:
@@ -294,90 +311,6 @@ def _blamed(spec: Spec, name: str) -> Iterator[None]:
 
 def _model(name: str, revision: str | None) -> str:
     return model_key(name, revision)
-
-
-def _evaluations(spec: Spec, configs: list[Config]) -> tuple[EvaluationSteps, ...]:
-    """Measurements, one per task and temperature, with the union of their steps."""
-    longest = max(c.training.max_steps for c in configs)
-    own = all(c.training.command for c in configs)
-    if spec.keep.startswith("best") and not any(e.measure == "accuracy" for e in spec.evaluate):
-        raise SpecError(("keep",), f"{spec.keep} needs an evaluation to compare by: say what under `evaluate:`")
-    steps: dict[str, set[int | Literal["last"]]] = {}
-    found: dict[str, Evaluation] = {}
-    for i, entry in enumerate(spec.evaluate):
-        for s in entry.steps:
-            if s != "last" and not steps_within([s], longest):
-                raise SpecError(("evaluate", i, "steps"), f"step {s} is beyond max_steps ({longest}) of every run")
-        if entry.measure == "logits":
-            _check_logits(entry, configs, ("evaluate", i))
-        temperatures = entry.temperature if isinstance(entry.temperature, list) else [entry.temperature]
-        _check_decoding(entry, temperatures, ("evaluate", i))
-        for j, task in enumerate(entry.tasks):
-            for temperature in temperatures:
-                evaluation = _evaluation(spec, entry, task, temperature, ("evaluate", i, "tasks", j), own)
-                eval_id = evaluation.eval_id()
-                found[eval_id] = evaluation
-                steps.setdefault(eval_id, set()).update(entry.steps)
-    in_order = partial(sorted, key=lambda s: (s == "last", s if s != "last" else 0))
-    accuracies_first = sorted(found.items(), key=lambda item: item[1].measure != "accuracy")  # runs are judged by the first
-    return tuple((i, e, tuple(in_order(steps[i]))) for i, e in accuracies_first)
-
-
-def _check_logits(entry: EvaluateEntry, configs: list[Config], path: Path_) -> None:
-    """Refuse what a measurement of logits does not read, and who cannot take one."""
-    for name in ("temperature", "top_p", "num_samples", "stop", "decoding"):
-        if name in entry.model_fields_set:
-            raise SpecError((*path, name), f"logits are measured without `{name}`: leave it out")
-    if any(c.training.command for c in configs):
-        raise SpecError((*path, "measure"), "the logits of a trainer of your own are not known here")
-
-
-def _check_decoding(entry: EvaluateEntry, temperatures: Sequence[float], path: Path_) -> None:
-    """Refuse fields that the entry's decoding does not read, and a temperature that leaves it nothing to do."""
-    for name in sorted(entry.model_fields_set & Decoding.model_fields.keys() - {"decoding"}):
-        if not name.startswith(f"{entry.decoding}_"):
-            owner = "em_inf" if name.startswith("em_inf") else "edt"
-            raise SpecError((*path, name), f"is read by `decoding: {owner}`, and this entry's is `{entry.decoding}`")
-    if entry.decoding == "edt" and 0 in temperatures:
-        raise SpecError((*path, "decoding"), "edt scales the temperature, and at 0 (greedy) there is none: give one above 0")
-
-
-def _evaluation(spec: Spec, entry: EvaluateEntry, task: str | TaskFile, temperature: float, path: Path_, own: bool) -> Evaluation:
-    """One measurement. With `own` all configs have trainers of their own, which may know tasks that nobody else does."""
-    name = task.file if isinstance(task, TaskFile) else task
-    of_file = isinstance(task, TaskFile) or is_file(name)
-    if of_file:
-        name = file_name(name, spec.document.path.parent)
-    try:
-        evaluation = Evaluation(
-            task=name,
-            task_key=EXTERNAL + name if own and not of_file and name not in BUILT_IN else task_key(name),
-            question_field=task.question if isinstance(task, TaskFile) else None,
-            answer_field=task.answer if isinstance(task, TaskFile) else None,
-            temperature=temperature,
-            **{k: getattr(entry, k) for k in Asking.model_fields},
-            stop=tuple(entry.stop),
-        )
-        found = load_task(evaluation.model_copy(update={"template": "auto", "system": None}))
-    except UserError as error:
-        raise SpecError(path, str(error)) from None
-    except (OSError, ValueError) as error:
-        raise SpecError(path, f"task file {name!r} cannot be read: {str(error).splitlines()[0]}") from None
-    try:
-        asked(found, entry.template, entry.system)
-    except UserError as error:
-        raise SpecError((*path[:-2], "system" if str(error).startswith("`system`") else "template"), str(error)) from None
-    return evaluation
-
-
-def task_name(task: str, folder: Path) -> str:
-    """A built-in task's name, or a file's."""
-    return file_name(task, folder) if is_file(task) else task
-
-
-def file_name(said: str, folder: Path) -> str:
-    """The absolute path of a file that a spec in `folder` names, or its address on the Hub."""
-    return said if said.startswith(HUB) else str((folder / Path(said).expanduser()).resolve())
 
 
 def _memo(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

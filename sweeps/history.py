@@ -13,8 +13,9 @@ from em_core.config import Evaluation, Execution, TrainingConfig, steps_within
 from em_core.errors import UserError
 from em_core.journal import Record, RunStatus, SweepDir, decode, read_lines, sweeps_under
 from em_core.tasks import load_task
-from sweeps.expand import Config, EvaluationSteps
+from sweeps.expand import Config
 from sweeps.manifest import Manifest, read_manifest
+from sweeps.measurements import EvaluationSteps
 
 TAIL = 4 << 20
 """Bytes at the end of each journal that are read for history: about a thousand short runs."""

@@ -12,14 +12,16 @@ from em_core.config import Evaluation, TrainingConfig, run_id
 from em_core.errors import UserError
 from em_core.journal import Record, SweepDir, append_batch, read_records, sweeps_under
 from sweeps.complaints import unknown
-from sweeps.expand import Config, EvaluationSteps, Expansion, Wanted
+from sweeps.expand import Config, Expansion, Wanted
+from sweeps.measurements import EvaluationSteps
 from sweeps.prompts import store_sets
 
 LEFT_THE_SPEC = "no longer in the spec"
 """Reason of the exclusion marks that an edited spec makes, and that it takes back when the run returns."""
 BACK_IN_THE_SPEC = "back in the spec"
-SEED_BUDGET, CONFIRM = "seed-budget", "confirm"
-"""Why runs are wanted that no spec names: a look found that a config needs them, or they confirm what was chosen."""
+SEED_BUDGET, CONFIRM, STUDY = "seed-budget", "confirm", "study"
+"""Why runs are wanted that no spec names: a look found that a config needs them, they confirm what was chosen, or a study asked
+for them."""
 EXPLORE, PARENT = "explore", "parent"
 """The stage of all runs but those that confirm, and of those from which these start."""
 
@@ -50,6 +52,9 @@ class Manifest:
     measured: list[tuple[str, tuple[int | Literal["last"], ...]]] = field(default_factory=list)
     excluded: dict[str, str] = field(default_factory=dict)
     forgiven: dict[str, int] = field(default_factory=dict)
+    study: Record = field(default_factory=dict)
+    trials: dict[int, Record] = field(default_factory=dict)
+    told: dict[int, Record] = field(default_factory=dict)
     spec: Record = field(default_factory=dict)
 
     @property
@@ -78,6 +83,12 @@ class Manifest:
                 self.excluded.pop(r["run_id"], None)
             case "retry":
                 self.forgiven[r["run_id"]] = r["forgiven"]
+            case "study":
+                self.study = dict(r)
+            case "trial":
+                self.trials[r["number"]] = dict(r)
+            case "told":
+                self.told[r["number"]] = dict(r)
 
 
 def read_manifest(sweep: SweepDir) -> Manifest:

@@ -15,7 +15,9 @@ from em_core.journal import (
     Record,
     SweepDir,
     append_batch,
+    decode_all,
     read_job_try,
+    read_lines,
     read_records,
     sweeps_under,
     winner,
@@ -49,9 +51,11 @@ class Observer:
         self.launchers: dict[str, Launcher] = {name: launcher_for(name, sweep) for name in ("local", "slurm")}
         self._readers: dict[Path, tuple[JobTryReader, int, JobTry]] = {}
         self._asked: dict[str, tuple[float, dict[str, JobState]]] = {}
-        self._elsewhere: tuple[int, dict[str, Attempt]] = (-1, {})
+        self.elsewhere = Elsewhere(sweep)
+        self._known = -1
         self._starts: tuple[set[str], list[SweepDir]] = (set(), [])
         self._submissions: tuple[int, list[Record]] = (-1, [])
+        self._fed: dict[str, tuple[int, set[str]]] = {}
 
     def look(self, manifest: Manifest | None = None, every: float = 0.0) -> View:
         """Judge the sweep now. The scheduler is asked at most once per `every` seconds; between, its last word counts."""
@@ -59,12 +63,13 @@ class Observer:
         jobs = self.jobs()
         tries = self.tries()
         states = self._states(jobs, tries, every)
-        if self._elsewhere[0] != len(manifest.runs):  # a manifest only grows
-            self._elsewhere = len(manifest.runs), _done_elsewhere(self.sweep, manifest)
+        if self._known != len(manifest.runs):  # a manifest only grows
+            self._known = len(manifest.runs)
+            self.elsewhere.find(manifest.runs)
             self._starts = parents_and_homes(self.sweep, manifest)
         checkpoints = _checkpoints(self.sweep, manifest.runs) if self.sweep.checkpoints.is_dir() else {}
         parents, homes = self._starts
-        return reconcile(manifest, tries, jobs, states, checkpoints, self._elsewhere[1], folders(homes, parents))
+        return reconcile(manifest, tries, jobs, states, checkpoints, self.elsewhere.winners, folders(homes, parents))
 
     def settle(self, limits: Mapping[str, int]) -> None:
         """Record how the jobs that are over ended. The caller holds the sweep's lock."""
@@ -97,8 +102,17 @@ class Observer:
             ids = answers.get(r["token"])
             ids = ids if ids and len(ids) == len(r["jobs"]) else [None] * len(r["jobs"])
             for name, id_, runs in zip(r["jobs"], ids, r["runs"], strict=True):
-                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, frozenset(runs), causes.get(name, "")))
+                told = frozenset(self._fed_runs(name) if r.get("open") else runs)
+                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, told, causes.get(name, "")))
         return jobs
+
+    def _fed_runs(self, job: str) -> set[str]:
+        """The runs of a job that is fed while it lives: its assignment is the only record of them."""
+        offset, runs = self._fed.get(job, (0, set()))
+        found = read_lines(self.sweep.assignment(job), offset, (b'{"kind":"run"',))
+        runs |= {r["run_id"] for r in decode_all([line for _, line in found.lines]) if r is not None}
+        self._fed[job] = found.end, runs
+        return runs
 
     def bad_nodes(self, failures: int) -> tuple[str, ...]:
         """Nodes that failed at least so often under this sweep's jobs within a day."""
@@ -214,13 +228,40 @@ def sharing(sweep: SweepDir, runs: Mapping[str, object]) -> Iterator[SweepDir]:
                 yield other
 
 
-def _done_elsewhere(sweep: SweepDir, manifest: Manifest) -> dict[str, Attempt]:
-    """Winners of this sweep's runs in the other sweeps of its root: a run is trained once, whoever wants it."""
-    found: dict[str, list[Attempt]] = {}
-    for other in sharing(sweep, manifest.runs):
-        for path in other.all_journals():
-            for a in read_job_try(path).attempts:
-                if a.run_id in manifest.runs:
-                    found.setdefault(a.run_id, []).append(a)
-    winners = {run_id: winner(attempts) for run_id, attempts in found.items()}
-    return {run_id: w for run_id, w in winners.items() if w is not None}
+class Elsewhere:
+    """What other sweeps of the root have done of a sweep's runs: a run is trained once, whoever wants it.
+
+    Each run is looked up once, when it is first wanted.
+    """
+
+    def __init__(self, sweep: SweepDir) -> None:
+        self.sweep = sweep
+        self.winners: dict[str, Attempt] = {}
+        self.homes: dict[str, SweepDir] = {}
+        """Of each of them the sweep in which it was done."""
+        self._known: set[str] = set()
+        self._manifests: dict[Path, tuple[int, set[str]]] = {}
+
+    def find(self, runs: Collection[str]) -> None:
+        """Look for those that are new."""
+        new = set(runs) - self._known
+        self._known |= new
+        found: dict[str, list[tuple[Attempt, SweepDir]]] = {}
+        for other in sweeps_under(self.sweep.root) if new else ():
+            if other.sweep == self.sweep.sweep or not (shared := new & self._runs_of(other)):
+                continue
+            for path in other.all_journals():
+                for a in read_job_try(path).attempts:
+                    if a.run_id in shared:
+                        found.setdefault(a.run_id, []).append((a, other))
+        for run_id, attempts in found.items():
+            if (best := winner(a for a, _ in attempts)) is not None:
+                self.winners[run_id] = best
+                self.homes[run_id] = next(home for a, home in attempts if a is best)
+
+    def _runs_of(self, other: SweepDir) -> set[str]:
+        size = other.manifest.stat().st_size
+        if self._manifests.get(other.manifest, (-1, set()))[0] != size:
+            named = re.findall(rb'"run_id":"([^"]+)"', other.manifest.read_bytes())
+            self._manifests[other.manifest] = size, {m.decode() for m in named}
+        return self._manifests[other.manifest][1]

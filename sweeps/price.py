@@ -12,9 +12,10 @@ from em_core.journal import SweepDir
 from em_core.models import memory_estimate, param_count
 from em_core.tasks import load_task
 from sweeps.complaints import unknown
-from sweeps.expand import Config, EvaluationSteps
+from sweeps.expand import Config
 from sweeps.history import Trained, answer_tokens, shape, trained
 from sweeps.manifest import Manifest
+from sweeps.measurements import EvaluationSteps
 from sweeps.spec import Spec
 from sweeps.yamlfile import SpecError
 

@@ -94,7 +94,7 @@ def carry_out(
     """Make the sweep want an expansion, and carry it to its end."""
     _prepare(spec, expansion, why, root, launcher, site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
-    with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), _terminable():
+    with locked(sweep.runner_lock, f"sweep {expansion.sweep} is being run", wait=1.0), terminable():
         view = _rounds(spec, expansion, why, sweep, db, launcher, site, console, retrain)
     return Result(spec, sweep, view)
 
@@ -204,7 +204,7 @@ def _rounds(
             )
         wanted = done.left + done.view.count(RunStatus.WAITING)
         _watch(observer, manifest, site, watching(console, sweep.sweep), wanted)
-        _refuse_faults(observer, sweep, ours)
+        refuse_faults(observer, sweep, ours)
 
 
 def _let_end(observer: Observer, sweep: SweepDir, site: Site, console: Console, patience: float = math.inf) -> int:
@@ -248,7 +248,7 @@ def _watch(observer: Observer, manifest: Manifest, site: Site, show: watching, w
     raise Fault(f"stopped with {view.done:,} of {len(view.states):,} runs done. {where} The same command continues.")
 
 
-def _refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None:
+def refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None:
     """A supervisor that could not go on (disk full), or was told to stop, ends the `run` with its own words."""
     local = observer.launchers["local"]
     assert isinstance(local, LocalLauncher)
@@ -261,7 +261,7 @@ def _refuse_faults(observer: Observer, sweep: SweepDir, ours: list[str]) -> None
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: in order, with its jobs stopped."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -24,6 +24,7 @@ from sweeps.complaints import complaint, said_as, unknown
 from sweeps.own import wrong_param
 from sweeps.resources import Resources, check_processes
 from sweeps.retries import Retries
+from sweeps.search import FREE, INNER, SEEDS, Search, check_search
 from sweeps.seeds import SeedBudget, Seeds, Until
 from sweeps.site import Site, use_cache
 from sweeps.stages import Random, Stage, check_stages, condition_of
@@ -83,6 +84,7 @@ class Spec(Strict):
     exclude: list[dict[str, Any]] = Field([], description="Points to leave out; each rule must match some.")
     random: Random | None = Field(None, description="Random points beside the grid.")
     stages: dict[str, Stage] = Field({}, description="Chains: runs that start from the weights of others, stage by stage.")
+    search: Search | None = Field(None, description="Instead of axes: a study, which asks for its configs (`emsweep study`).")
     seeds: Seeds = Field(description="Replicates: a count (seeds 0, 1, ...), a list of seeds, or a budget.")
     repeats: int = Field(1, ge=1, description="How often each seed is run: what differs is the hardware's noise (count).")
     evaluate: list[EvaluateEntry] = Field([], description="Measurements.")
@@ -109,7 +111,7 @@ class Spec(Strict):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Training fields (and `seeds` and `repeats`) set on the command line."""
+        """Training fields (and `seeds`, `repeats`, `search.KEY`) set on the command line."""
         return self._overrides
 
     @property
@@ -163,7 +165,13 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
         _override(key, value, data, overrides)
     document = replace(document, overridden=frozenset((k,) if k.startswith(PARAMS) else tuple(k.split(".", 1)) for k in keys))
     try:
+        if isinstance(said_search := data.get("search"), dict):
+            if "seeds" in data:
+                raise SpecError(("seeds",), f"of a study are `{SEEDS}`, under `search:`")
+            data["seeds"] = said_search.get(SEEDS, Search.model_fields[SEEDS].default)
         spec = _validated(Spec, data)
+        if spec.search:
+            check_search(spec.search, data, spec.max_device_hours)
         if "threads" in spec.execution.model_fields_set:
             raise SpecError(("execution", "threads"), "follows `resources.cpus_per_run`: set that")
         check_stages(spec)
@@ -317,6 +325,7 @@ def _unknown_key(model: type[BaseModel], path: Path_) -> str:
         "random": Random,
         "retries": Retries,
         "stages": Stage,
+        **INNER,
     }
     siblings = next((m for part, m in inner.items() if part in path[:-1]), model).model_fields
     if model is Spec and len(path) == 1 and name in TrainingConfig.model_fields:
@@ -335,11 +344,17 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
         overrides[key] = data[key] = value
     elif key in UNNAMED:
         data[key] = value
-    elif key.split(".")[0] in ("execution", "resources", "retries") and "." in key:
-        section, name = key.split(".", 1)
-        if not isinstance(data.get(section, {}), dict):
-            raise UserError(f"--set {key}: this spec's `{section}` is no mapping; edit the spec")
-        data[section] = {**data.get(section, {}), name: value}
+    elif key.split(".")[0] in ("execution", "resources", "retries", "search") and "." in key:
+        *sections, name = key.split(".")
+        if sections == ["search"] and "search" not in data:
+            raise UserError(f"--set {key}: this spec is no study: it has no `search`")
+        for section in sections:
+            if not isinstance(data.get(section, {}), dict):
+                raise UserError(f"--set {key}: this spec's `{section}` is no mapping; edit the spec")
+            data[section] = data = dict(data.get(section, {}))
+        data[name] = value
+        if sections[0] == "search" and key.removeprefix("search.") not in FREE:
+            overrides[key] = value
     else:
         known = [*TrainingConfig.model_fields, *COUNTS, *UNNAMED, *(f"execution.{f}" for f in Execution.model_fields)]
         known += [f"retries.{f}" for f in Retries.model_fields]

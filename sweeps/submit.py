@@ -18,8 +18,9 @@ from launchers.base import Batch, Launcher
 from launchers.snapshot import take, visible_gpus
 from sweeps import price
 from sweeps.chains import Checkpoint, pinned_steps, start_of
-from sweeps.expand import Config, EvaluationSteps
+from sweeps.expand import Config
 from sweeps.manifest import Manifest
+from sweeps.measurements import EvaluationSteps
 from sweeps.observe import start_folders
 from sweeps.reconcile import Need
 from sweeps.resources import Resources
@@ -38,11 +39,15 @@ WORTH_A_JOB = 2.0
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """Runs that one supervisor will do, side by side in `slots`. `runs` holds (run_id, need); need is empty to train."""
+    """Runs that one supervisor will do, side by side in `slots`. `runs` holds (run_id, need); need is empty to train.
+
+    With `open` it is told of runs while it lives, and waits for more until it is told that there are none.
+    """
 
     resources: Resources
     slots: int
     runs: tuple[tuple[str, Need], ...]
+    open: bool = False
 
 
 def pack(
@@ -177,7 +182,7 @@ def submit(
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
         intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs}
-        told: dict[str, Any] = {**intent, "parallelism": share, "t": time.time()}
+        told: dict[str, Any] = {**intent, "parallelism": share, "t": time.time(), **({"open": True} if chunk[0].open else {})}
         append_batch(sweep.submissions, [("intent", told)])
         array = Batch(
             token=token,
@@ -255,7 +260,7 @@ def _write_assignment(
     local_disk: str | None,
     links: Links,
 ) -> None:
-    """A plain sweep's assignment is written whole and closed."""
+    """A plain sweep's assignment is written whole and closed; that of an open job goes on."""
     on_each = spec.execution.num_processes // spec.execution.num_machines
     threads = max(1, job.resources.cpus_per_run // on_each)
     execution = spec.execution.model_copy(update={"threads": threads})
@@ -275,9 +280,20 @@ def _write_assignment(
     }
     if local_disk and launcher == "slurm":
         header |= {"local_disk": local_disk, "model_folders": _model_folders(manifest, job)}
-    records: list[tuple[str, Mapping[str, Any]]] = [("job", header)]
+    records = [("job", header), *run_records(manifest, job.runs, troubles, links)]
+    write_whole(sweep.assignment(name), records if job.open else [*records, ("close", {})])
+
+
+def run_records(
+    manifest: Manifest,
+    runs: Iterable[tuple[str, Need]],
+    troubles: Mapping[str, Mapping[str, int]],
+    links: Links,
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """What an assignment says of runs: each with its config before it."""
+    records: list[tuple[str, Mapping[str, Any]]] = []
     told: set[str] = set()
-    for run_id, need in job.runs:
+    for run_id, need in runs:
         run = manifest.runs[run_id]
         if run.config_id not in told:
             told.add(run.config_id)
@@ -287,7 +303,7 @@ def _write_assignment(
         met = {"troubles": dict(troubles[run_id])} if run_id in troubles else {}
         chain = links.of(manifest, run_id, need)
         records.append(("run", {"run_id": run_id, "config_id": run.config_id, "seed": run.seed, **mode, **met, **chain}))
-    write_whole(sweep.assignment(name), [*records, ("close", {})])
+    return records
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ REPLACED = (
     "exclude",
     "random",
     "stages",
+    "search",
     "seeds",
     "evaluate",
     "resources",

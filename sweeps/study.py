@@ -1,0 +1,400 @@
+"""The controller of a study: asks for trials, has their runs done, tells what came of them. One process at a time does this.
+
+What happened is in the manifest (trials, runs, what was told) and the journals; what was proposed is in Optuna's own journal.
+Each step is written before the next depends on it, so the process may die at any instant, and the next one goes on:
+
+* asked, and not in the manifest: the trial is found in Optuna's journal and written down
+* in the manifest, and its runs in no living job: they are handed out
+* its runs done, and not told: they are in the journals, and it is told
+* told to Optuna, and not in the manifest: written down as Optuna has it
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.stats.objective import seed_values
+from analysis.stats.racing import worse
+from em_core.config import run_id
+from em_core.errors import Fault, UserError
+from em_core.journal import RunStatus, SweepDir, append_batch
+from em_core.lock import locked
+from sweeps.budget import devices, used_hours
+from sweeps.confirm import UNFINISHED, expansion_of, fresh_seeds
+from sweeps.curves import Curves
+from sweeps.expand import Config, Expansion, Wanted
+from sweeps.feeding import Feed
+from sweeps.handout import refuse_halted
+from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
+from sweeps.observe import Observer
+from sweeps.plan import spec_fields
+from sweeps.reconcile import View
+from sweeps.search import Objective
+from sweeps.site import Site
+from sweeps.space import space_of, study_expansion
+from sweeps.spec import Spec
+from sweeps.stopped import PRUNED, Stopper
+from sweeps.trials import Told, Trials, best_first
+
+FIXED = ("objectives", "seeds_per_trial")
+"""Of a study's record: what its trials' values mean, and so can never change."""
+UNMAKEABLE = 20
+"""Trials in a row whose values cannot go together, after which the space is taken to be wrong."""
+LOST = (RunStatus.NEW, RunStatus.INTERRUPTED)
+
+
+class Study:
+    """One controller, as long as it lives. Raises `UserError` where the spec is no longer that of the study."""
+
+    def __init__(self, spec: Spec, sweep: SweepDir, site: Site, launcher: str) -> None:
+        assert spec.search is not None
+        self.spec, self.sweep, self.search = spec, sweep, spec.search
+        self.space = space_of(spec)
+        expansion = study_expansion(self.space)
+        self.measures = [measure_of(o, expansion, spec) for o in self.search.objectives]
+        self.observer = Observer(sweep)
+        self.feed = Feed(spec, sweep, site, self.observer.launchers[launcher], self.observer)
+        self.every = site.poll_seconds
+        self.curves = {sweep.sweep: Curves(sweep, self.measures)}
+        check_same(read_manifest(sweep), self._record(), sweep.sweep)
+        with self._locked():
+            asked = Expansion(sweep.sweep, (), (), expansion.evaluations, prompt_sets=expansion.prompt_sets)
+            self.manifest = extend(sweep, asked, STUDY, spec_fields(spec))
+            record = self._record()
+            if {k: v for k, v in self.manifest.study.items() if k not in ("kind", "t")} != record:
+                self._write("study", {**record, "t": time.time()})
+        self._size = sweep.manifest.stat().st_size
+        self.trials = Trials(sweep.study, sweep.sweep, self.search, self.space)
+        self.stopper = Stopper(self.search) if self.search.within_run != "none" else None
+        self.open: dict[int, Config] = {}
+        self.unmakeable = 0
+        self.revived: set[str] = set()
+        self._live: frozenset[str] = frozenset()
+        self._judged: dict[int, Any] = {}
+        self._take_up()
+
+    def tick(self) -> tuple[View, bool]:
+        """Look, judge, hand out; (what was seen, whether all is done). Raises `Fault` where the sweep was stopped."""
+        with self._locked():
+            if self.sweep.manifest.stat().st_size != self._size:  # somebody excluded or forgave a run
+                self.manifest = read_manifest(self.sweep)
+            refuse_halted(self.sweep)
+            view = self._look()
+            self._stop_within(view)
+            for number in list(self.open):
+                self._judge(number, view)
+            done = self._hand_out(view)
+            if done:
+                self.feed.close(view)
+            self._size = self.sweep.manifest.stat().st_size
+        return view, done
+
+    # -- taking up what another controller left ---------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        with self._locked():
+            for trial in self.trials.finished():
+                if trial.number not in self.manifest.told:
+                    said = trial.user_attrs
+                    values = list(trial.values) if said.get("told") in (Told.COMPLETE, Told.PRUNED) and trial.values else None
+                    self._write_told(
+                        trial.number, said.get("told", Told.FAILED), values, said.get("seeds", 0), said.get("why", "")
+                    )
+            for number, origin, point in self.trials.open():
+                self._begin(number, origin, point)
+            # What a person cancelled is done when the same command is given again; what was stopped here is not.
+            self.revived = {r for r in self.manifest.runs if r not in self.manifest.excluded}
+            self._size = self.sweep.manifest.stat().st_size
+
+    def enqueue(self, points: list[dict[str, Any]], origin: str = "enqueued") -> int:
+        """Have points tried first; returns how many are new."""
+        return self.trials.enqueue(points, origin)
+
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    def _look(self) -> View:
+        view = self.observer.look(self.manifest, every=self.every)
+        if self._live - view.live:
+            self.observer.settle(self.spec.retries.limits())
+            view = self.observer.look(self.manifest, every=self.every)
+        self._live = view.live
+        self.curves[self.sweep.sweep].follow()
+        return view
+
+    def _stop_within(self, view: View) -> None:
+        """Let the pruner within runs see what is new, and stop the runs that it gives up."""
+        if self.stopper is None:
+            return
+        mine = self.curves[self.sweep.sweep]
+        wanted = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
+        for t in self.observer.tries():
+            for a in t.attempts:
+                if a.run_id not in self.manifest.runs or self.manifest.runs[a.run_id].stage == CONFIRM:
+                    continue
+                curve = mine.of(a, self.measures[0])
+                if a.status is RunStatus.COMPLETED:
+                    self.stopper.end(a.run_id, curve)
+                elif a.status is RunStatus.RUNNING and a.run_id in wanted and a.run_id not in self.manifest.excluded:
+                    step = self.stopper.should_stop(a.run_id, curve)
+                    if step is not None:
+                        reason = f"{PRUNED} {step}: {self.search.within_run}"
+                        self._write("exclude", {"run_id": a.run_id, "reason": reason, "t": time.time()})
+                        self.feed.cancel(view, [a.run_id], reason)
+
+    def _judge(self, number: int, view: View) -> None:
+        """Tell a trial that is over, or given up."""
+        config, seeds = self.open[number], range(self.search.seeds_per_trial)
+        runs = [run_id(config.config_id, s) for s in seeds]
+        states = [view.states.get(r) for r in runs]
+        if self._judged.get(number) == states:
+            return None
+        self._judged[number] = states
+        done = [s for s in seeds if states[s] is RunStatus.COMPLETED]
+        for s, r in zip(seeds, runs, strict=True):
+            excluded = self.manifest.excluded.get(r, "")
+            if states[s] is RunStatus.DIVERGED:
+                return self._tell(number, Told.DIVERGED, None, len(done), f"seed {s} diverged")
+            if states[s] is RunStatus.EXCLUDED and excluded.startswith(PRUNED):
+                return self._tell(number, Told.PRUNED, None, len(done), f"seed {s} {excluded}")
+            if states[s] in (RunStatus.FAILED, RunStatus.EXCLUDED, RunStatus.BLOCKED):
+                return self._tell(number, Told.FAILED, None, len(done), f"seed {s} {states[s]} {excluded}".strip())
+            if states[s] is RunStatus.CANCELLED and r not in self.revived:
+                return self._tell(number, Told.FAILED, None, len(done), f"seed {s} was cancelled")
+        if len(done) == len(seeds):
+            means = [sum(v.values()) / len(v) for v in self._values(config, done, view)]
+            if all(map(math.isfinite, means)):
+                self._report(number, config, done, view)
+                return self._tell(number, Told.COMPLETE, means, len(done), "")
+            return self._tell(number, Told.FAILED, None, len(done), "nothing finite was measured where the objective looks")
+        first = [s for s in done if all(o in done for o in range(s))]  # seed by seed, as the best trial had them
+        if self.search.pruner != "none" and first and len(first) == len(done):
+            [values] = self._values(config, first, view)
+            if all(map(math.isfinite, values.values())) and self._is_worse(number, config, list(values.values()), first, view):
+                mean = sum(values.values()) / len(values)
+                return self._tell(number, Told.PRUNED, [mean], len(first), f"worse than the best after {len(first)} seeds")
+        return None
+
+    def _is_worse(self, number: int, config: Config, values: list[float], seeds: list[int], view: View) -> bool:
+        """What the rule between seeds says of a trial's first seeds."""
+        if self.search.pruner == "wilcoxon":
+            self._report(number, config, seeds, view)
+            return self.trials.should_prune(number)
+        whole = best_first(self.trials.finished(), self.search)
+        configs = [self.manifest.configs[c] for t in whole if (c := self.manifest.trials[t.number]["config_id"])]
+        sign = 1 if self.search.objectives[0].direction == "maximize" else -1
+        all_seeds = list(range(self.search.seeds_per_trial))
+        known = [[sign * v for v in self._values(c, all_seeds, view)[0].values()] for c in configs]
+        return bool(known) and worse([sign * v for v in values], known[0], known, len(all_seeds))
+
+    def _values(self, config: Config, seeds: list[int], view: View) -> list[dict[int, float]]:
+        """By objective, the value of each of these seeds, all of them done."""
+        found = []
+        for objective, measure in zip(self.search.objectives, self.measures, strict=True):
+            curves = {s: self._curve(run_id(config.config_id, s), measure, view) for s in seeds}
+            found.append(seed_values(curves, objective.rule, objective.step))
+        return found
+
+    def _curve(self, run: str, measure: tuple[str, str], view: View) -> Mapping[int, float]:
+        """What a run that is done measured, wherever it was done. Raises `Fault` where nobody knows the metric."""
+        attempt = view.winners[run]
+        elsewhere = self.observer.elsewhere
+        home = elsewhere.homes[run] if elsewhere.winners.get(run) is attempt else self.sweep
+        if home.sweep not in self.curves:
+            self.curves[home.sweep] = Curves(home, self.measures)
+            self.curves[home.sweep].follow()
+        curves = self.curves[home.sweep]
+        if curves.names and measure[1] not in curves.names:
+            known = ", ".join(sorted(curves.names))
+            raise Fault(f"search.objective.metric: no run tells `{measure[1]}`; they tell {known}")
+        return curves.of(attempt, measure)
+
+    def _report(self, number: int, config: Config, seeds: list[int], view: View) -> None:
+        """Optuna's intermediate values are the seeds' values."""
+        if len(self.measures) == 1:
+            self.trials.report(number, list(self._values(config, seeds, view)[0].values()))
+
+    def _tell(self, number: int, told: Told, values: list[float] | None, seeds: int, why: str) -> None:
+        self.trials.tell(number, told, values, seeds, why)
+        self._write_told(number, told, values, seeds, why)
+        del self.open[number]
+        self._judged.pop(number, None)
+
+    # -- asking and handing out -------------------------------------------------------------------------------------
+
+    def _hand_out(self, view: View) -> bool:
+        """Give workers what they have room for: runs that were lost, further seeds, new trials, at the end fresh seeds.
+
+        Returns whether there is nothing left, neither to do nor under way.
+        """
+        room = self.feed.room(view, self.observer.tries())
+        free = sum(room.values())
+        given: list[str] = []
+        more: list[Wanted] = []
+        for number, config in self.open.items():
+            lost, wanted = self._next_of(number, config, view)
+            given += lost[: free - len(given)]
+            more += wanted[: max(0, free - len(given) - len(more))]
+        begun = 0
+        while len(given) + len(more) < free and self._may_ask(view):
+            begun += 1
+            number, origin, point = self.trials.ask()
+            if (config := self._begin(number, origin, point)) is not None:  # type: ignore[assignment]
+                more += self._next_of(number, config, view)[1][: free - len(given) - len(more)]
+        asking = self._may_ask(view)
+        if not self.open and not asking:
+            self._want_confirmed()
+        fresh = [r.run_id for r in self.manifest.runs.values() if r.stage == CONFIRM]
+        undone = [r for r in fresh if view.states.get(r, RunStatus.NEW) in UNFINISHED]
+        if not self.open and not asking:
+            lost = [r for r in undone if self._is_lost(r, view)]
+            given += lost[: free - len(given)]
+        if more:
+            known = self.manifest.runs.keys()
+            expansion = Expansion(self.sweep.sweep, tuple({w.config.config_id: w.config for w in more}.values()), tuple(more), ())
+            self.manifest = extend(self.sweep, self._as_measured(expansion), STUDY, spec_fields(self.spec))
+            self.observer.elsewhere.find([w.run_id for w in more])
+            done_elsewhere = self.observer.elsewhere.winners
+            given += [r for r in dict.fromkeys(w.run_id for w in more) if r not in done_elsewhere and r not in known]
+        self.feed.hand_out(self.manifest, given, room, view)
+        self.revived -= set(given)
+        left = bool(self.open) or asking or bool(undone)
+        if left:
+            per_trial = self.search.seeds_per_trial
+            waiting = (
+                len(undone)
+                if not self.open and not asking
+                else per_trial * (len(self.open) + (self.feed.workers if asking else 0))
+            )
+            self.feed.ensure(self.manifest, view, waiting)
+        return not left
+
+    def _next_of(self, number: int, config: Config, view: View) -> tuple[list[str], list[Wanted]]:
+        """(runs of a trial that were wanted and are in no living job, seeds that it may have next)."""
+        lost, more, ahead = [], [], 0
+        for seed in range(self.search.seeds_per_trial):
+            run = run_id(config.config_id, seed)
+            if run in self.manifest.runs and run in view.states:
+                ahead += view.states[run] is not RunStatus.COMPLETED
+                lost += [run] * self._is_lost(run, view)
+            elif run not in self.manifest.runs and (self.search.pruner == "none" or ahead == 0):
+                ahead += 1
+                more.append(Wanted(run, config, seed, None))
+        return lost, more
+
+    def _is_lost(self, run: str, view: View) -> bool:
+        state = view.states.get(run)
+        return state in LOST or (state is RunStatus.CANCELLED and run in self.revived)
+
+    def _begin(self, number: int, origin: str, point: dict[str, Any]) -> Config | None:
+        """Write a trial down, and have it judged from now on. None where its values cannot go together: it has failed."""
+        try:
+            config = self.space.config(point)
+            self.unmakeable = 0
+        except UserError as mistake:
+            self.unmakeable += 1
+            if self.unmakeable >= UNMAKEABLE:
+                raise Fault(f"{UNMAKEABLE} trials in a row could not be made; the last: {mistake}") from None
+            self._write_trial(number, None, point, origin)
+            self.open[number] = None  # type: ignore[assignment]
+            self._tell(number, Told.FAILED, None, 0, str(mistake))
+            return None
+        if number not in self.manifest.trials:
+            self._write_trial(number, config.config_id, point, origin)
+        self.open[number] = config
+        return config
+
+    def _may_ask(self, view: View) -> bool:
+        """Whether the budget has room for another trial."""
+        asked, search = len(self.manifest.trials), self.search
+        began = float(self.manifest.study["began"])
+        in_time = search.timeout_min is None or time.time() - began < 60 * search.timeout_min
+        return in_time and (search.n_trials is None or asked < search.n_trials) and self._affords(view)
+
+    def _affords(self, view: View) -> bool:
+        """Whether `max_device_hours` has room for a whole trial beside those under way and what confirms the best at the end.
+
+        As long as no run has told how long runs are, one trial is tried alone.
+        """
+        most, tries = self.spec.max_device_hours, self.observer.tries()
+        if most is None:
+            return True
+        took = [a.end["seconds"] for t in tries for a in t.attempts if a.end and a.status.is_outcome()]
+        if not took:
+            return not self.open
+        each = devices(self.feed.rule.gpus_per_run, self.spec.execution.num_machines) * sum(took) / len(took) / 3600
+        used = used_hours(tries, time.time(), view.live, lambda t: self.sweep.journal(t.job, t.try_).stat().st_mtime)
+        seeds, confirm = self.search.seeds_per_trial, self.search.confirm
+        runs = [run_id(c.config_id, s) for c in self.open.values() for s in range(seeds)]
+        undone = sum(view.states.get(r) is not RunStatus.COMPLETED for r in runs)
+        return bool(used + each * (undone + seeds + confirm.top * confirm.seeds) <= most)
+
+    def _want_confirmed(self) -> None:
+        """Have the best trials' configs trained on fresh seeds."""
+        trials = best_first(self.trials.finished(), self.search)
+        best = list(dict.fromkeys(self.manifest.trials[t.number]["config_id"] for t in trials))[: self.search.confirm.top]
+        if best:
+            seeds = fresh_seeds(self.manifest, self.search.confirm.seeds)
+            expansion = expansion_of(self.manifest, self.sweep, best, seeds)
+            if any(w.run_id not in self.manifest.runs for w in expansion.runs):
+                self.manifest = extend(self.sweep, expansion, CONFIRM, spec_fields(self.spec))
+
+    def _as_measured(self, expansion: Expansion) -> Expansion:
+        measured = tuple(self.manifest.wanted_evaluations)
+        return Expansion(expansion.sweep, expansion.configs, expansion.runs, measured)
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def _record(self) -> dict[str, Any]:
+        s = self.search
+        began = read_manifest(self.sweep).study.get("began", time.time()) if self.sweep.manifest.is_file() else time.time()
+        said = {k: getattr(s, k) for k in ("sampler", "pruner", "seeds_per_trial", "n_trials")}
+        objectives = [o.model_dump() for o in s.objectives]
+        return {"objectives": objectives, "space": self.space.as_json(), "within": s.within_run, "began": began, **said}
+
+    def _write_trial(self, number: int, config_id: str | None, point: Mapping[str, Any], origin: str) -> None:
+        said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin}
+        self._write("trial", {**said, "t": time.time()})
+
+    def _write_told(self, number: int, told: str, values: list[float] | None, seeds: int, why: str) -> None:
+        self._write(
+            "told", {"number": number, "state": str(told), "values": values, "seeds": seeds, "why": why, "t": time.time()}
+        )
+
+    def _write(self, kind: str, fields: Mapping[str, Any]) -> None:
+        append_batch(self.sweep.manifest, [(kind, fields)])
+        self.manifest.take({"kind": kind, **fields})
+
+    def _locked(self) -> Any:
+        return locked(self.sweep.lock, f"sweep {self.sweep.sweep} is being changed")
+
+
+def measure_of(objective: Objective, expansion: Expansion, spec: Spec) -> tuple[str, str]:
+    """(eval_id, metric) of an objective. Raises `UserError` where nothing measures it."""
+    from sweeps.complaints import unknown
+    from sweeps.yamlfile import SpecError
+
+    tasks = [e.task for _, e, _ in expansion.evaluations]
+    found = [i for i, e, _ in expansion.evaluations if objective.task in (None, e.task)]
+    if not found:
+        raise spec.document.error(
+            SpecError(("search", "objective", "task"), unknown("task", objective.task, dict.fromkeys(tasks)))
+        )
+    return found[0], objective.metric
+
+
+def check_same(manifest: Manifest, record: Mapping[str, Any], name: str) -> None:
+    """Refuse to go on with a study whose trials were judged otherwise. Raises `UserError`."""
+    before = manifest.study
+    for key in FIXED if before else ():
+        if before[key] != record[key]:
+            said = "objective" if key == "objectives" else key
+            raise UserError(
+                f"search.{said}: the study {name} was begun with another; its trials cannot be compared: give it another name"
+            )
+    for field, said in before.get("space", {}).items():
+        now = record["space"].get(field, {})
+        if "choices" in said and "choices" in now and said["choices"] != now["choices"]:
+            raise UserError(f"search.space.{field}: a study keeps its choices; give the study another name to change them")

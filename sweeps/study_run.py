@@ -1,0 +1,198 @@
+"""`emsweep study`: carry a study to its end, watching. Interrupt it at will: the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from em_core.errors import Fault, UserError
+from em_core.journal import RunStatus, SweepDir
+from em_core.lock import locked
+from em_core.models import check_available
+from sweeps.budget import devices
+from sweeps.feeding import ON_A_CLUSTER
+from sweeps.manifest import CONFIRM, Manifest, read_manifest
+from sweeps.progress import PLAIN_EVERY
+from sweeps.reconcile import View
+from sweeps.runner import ASK_ABOVE, Result, refuse_faults, terminable
+from sweeps.site import Site, runs_offline
+from sweeps.space import space_of, study_expansion
+from sweeps.spec import Spec
+from sweeps.submit import expected_seconds, local_slots, on_this_machine
+
+if TYPE_CHECKING:
+    from sweeps.study import Study
+
+TICK = 0.1
+"""Seconds between two looks at the journals: a worker that is free waits no longer for its next run."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study would do. `most_runs` is None where only time or device-hours end it; `seconds` per run, None: unknown."""
+
+    sweep: str
+    trials: int | None
+    told: int
+    seeds: int
+    confirm: tuple[int, int]
+    workers: int
+    launcher: str
+    seconds: float | None
+    devices: int
+
+    @property
+    def most_runs(self) -> int | None:
+        return None if self.trials is None else self.trials * self.seeds + self.confirm[0] * self.confirm[1]
+
+    @property
+    def device_hours(self) -> float | None:
+        """What is left of it costs, where every trial gets all its seeds."""
+        if self.seconds is None or self.most_runs is None:
+            return None
+        return self.seconds * self.devices / 3600 * max(0, self.most_runs - self.told * self.seeds)
+
+    def text(self) -> str:
+        """`study-em: 40 trials x 4 seeds = up to 160 runs, then 3 x 16 to confirm, 12 done, 2 workers (local), about 5 min`."""
+        trials = "trials" if self.trials is None else f"{self.trials:,} trials"
+        runs = "" if self.trials is None else f" = up to {self.trials * self.seeds:,} runs"
+        parts = [f"{trials} x {self.seeds} seed{'s' * (self.seeds != 1)}{runs}"]
+        parts += [f"then {self.confirm[0]} x {self.confirm[1]} to confirm"] if self.confirm[0] else []
+        parts += [f"{self.told:,} trials done", f"{self.workers:,} worker{'s' * (self.workers != 1)} ({self.launcher})"]
+        hours = self.device_hours
+        minutes = None if hours is None else hours * 60 / self.devices / self.workers
+        parts.append("unknown minutes" if minutes is None else f"about {max(1, round(minutes)):,} min")
+        return f"{self.sweep}: {', '.join(parts)}"
+
+
+def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
+    """Plan a study; sends nothing, writes nothing. Raises `UserError` for a space that cannot be trained."""
+    assert spec.search is not None
+    search, sweep = spec.search, SweepDir(root, spec.sweep)
+    expansion = study_expansion(space_of(spec))
+    configs = {c.config_id: c for c in expansion.configs}
+    prices = expected_seconds(sweep, configs, spec, launcher, expansion.evaluations)
+    known = [s.middle for c, s in prices.items() if c in configs]
+    seconds = sum(known) / len(known) if known and len(known) == len(configs) else None
+    rule = on_this_machine(spec.rules[-1], spec.execution) if launcher == "local" else spec.rules[-1]
+    workers = search.workers or (local_slots(rule) if launcher == "local" else ON_A_CLUSTER)
+    confirm = (search.confirm.top, search.confirm.seeds)
+    told = len(read_manifest(sweep).told)
+    each = devices(rule.gpus_per_run, spec.execution.num_machines)
+    return StudyPlan(spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, seconds, each)
+
+
+def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool) -> Result:
+    """Carry a study to its end. Raises `Fault` where it was interrupted or stopped; nothing is lost then."""
+    plan = plan_study(spec, root, launcher)
+    _ask(plan, spec, launcher, site, console, yes)
+    from sweeps.study import Study  # optuna takes a third of a second to import
+
+    sweep = SweepDir(root, spec.sweep)
+    with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=1.0), terminable():
+        study = Study(spec, sweep, site, launcher)
+        _enqueue(study, spec, root, db, console)
+        show = Progress(console, sweep.sweep, study.search.n_trials)
+        with show:
+            view = _loop(study, launcher, show)
+    return Result(spec, sweep, view)
+
+
+def _ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Console, yes: bool) -> None:
+    trained = [c.training for c in study_expansion(space_of(spec)).configs if c.training.loads_model]
+    for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
+        check_available(name, revision, runs_offline(site, launcher))
+    console.print(plan.text(), soft_wrap=True)
+    hours = spec.max_device_hours or plan.device_hours
+    if not yes and (hours is None or hours > ASK_ABOVE) and plan.told < (plan.trials or plan.told + 1):
+        much = "an unknown number of device-hours" if hours is None else f"up to {hours:.1f} device-hours"
+        if not sys.stdin.isatty():
+            raise UserError(f"this takes {much}; say -y to start it without being asked")
+        if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise UserError("not started")
+
+
+def _enqueue(study: Study, spec: Spec, root: Path, db: Path, console: Console) -> None:
+    from sweeps.warm_start import points_of
+
+    assert spec.search is not None
+    new = study.enqueue(spec.search.enqueue)
+    for source in spec.search.warm_start:
+        points = points_of(source, root, db, study.space)
+        new = study.enqueue(points, f"warm start: {source.sweep}")
+        if new:
+            console.print(f"{new:,} of the best configs of {source.sweep} are tried first", soft_wrap=True)
+
+
+def _loop(study: Study, launcher: str, show: Progress) -> View:
+    observer, sweep = study.observer, study.sweep
+    try:
+        while launcher == "local" and any(j.launcher == "local" and j.name in observer.look().live for j in observer.jobs()):
+            time.sleep(TICK)  # the workers of a command that was killed end by themselves
+        while True:
+            view, done = study.tick()
+            show.update(view, study.manifest)
+            if done:
+                break
+            refuse_faults(observer, sweep, sorted(study.feed.ours))
+            time.sleep(TICK)
+        while study.feed.jobs(view):
+            view = observer.look(study.manifest, every=study.every)
+            time.sleep(TICK)
+        return view
+    except KeyboardInterrupt:
+        local = observer.launchers["local"]
+        local.cancel([j.name for j in observer.jobs() if j.launcher == "local"])
+        view = observer.look(study.manifest)
+    where = "The jobs on Slurm finish what they have; `emsweep cancel` ends them." if view.live else "Nothing is lost."
+    told = len(study.manifest.told)
+    raise Fault(f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues.")
+
+
+class Progress:
+    """Context whose `update` shows trials, the best so far and the rate: one live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, name: str, n_trials: int | None) -> None:
+        self.console, self.name, self.n_trials = console, name, n_trials
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self.began, self.first, self.said_at, self.said = time.monotonic(), -1, 0.0, ""
+
+    def __enter__(self) -> None:
+        if self.live:
+            self.live.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, view: View, manifest: Manifest) -> None:
+        if self.first < 0:
+            self.first = view.done
+        if not self.live and time.monotonic() - self.said_at < PLAIN_EVERY:
+            return
+        line = self._line(view, manifest)
+        if self.live:
+            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif line != self.said:
+            self.console.print(line, highlight=False, soft_wrap=True)
+            self.said, self.said_at = line, time.monotonic()
+
+    def _line(self, view: View, manifest: Manifest) -> str:
+        of = "" if self.n_trials is None else f"/{self.n_trials:,}"
+        minutes = (time.monotonic() - self.began) / 60
+        parts = [f"{len(manifest.told):,}{of} trials", f"{view.done:,} runs", f"{view.count(RunStatus.RUNNING)} running"]
+        parts += [f"{(view.done - self.first) / minutes:.0f} runs/min"] if minutes > 1 / 60 else []
+        for word in ("pruned", "diverged", "failed"):
+            n = sum(r["state"] == word for r in manifest.told.values())
+            parts += [f"{n} {word}"] * bool(n)
+        fresh = [r.run_id for r in manifest.runs.values() if r.stage == CONFIRM]
+        done = sum(view.states.get(r, RunStatus.NEW).is_outcome() for r in fresh)
+        parts += [f"{done}/{len(fresh)} to confirm"] * bool(fresh)
+        return f"{self.name}: " + " · ".join(parts)

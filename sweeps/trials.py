@@ -1,0 +1,178 @@
+"""The Optuna side of a study: asking for trials and telling what came of them. One process does both; jobs never touch it.
+
+The study is an ordinary one, in Optuna's journal file. Whatever the process that used it died of, the next one goes on: it finds
+the trials that were asked for and not told, each with the parameters that it had got so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from em_core.errors import UserError
+from em_core.journal import Appender
+from sweeps.search import Search
+from sweeps.space import Space
+
+STALE = 2.0
+"""Seconds after which a lock on the journal is taken to be a dead process's: who holds it writes a line and lets go."""
+
+
+class Told(StrEnum):
+    """What came of a trial. Optuna has no word for DIVERGED: it is told such a trial was pruned, as worse than all others."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+class Trials:
+    """The study of one sweep. Raises `UserError` where the file holds a study of another kind."""
+
+    def __init__(self, path: Path, name: str, search: Search, space: Space) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.search, self.space = search, space
+        with Appender(path):
+            pass  # cuts the line that a killed process left half-written: with another behind it nobody could read the file
+        _unlock(path)
+        directions = [o.direction for o in search.objectives]
+        with _quiet():
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            pruner = optuna.pruners.WilcoxonPruner() if search.pruner == "wilcoxon" else optuna.pruners.NopPruner()
+            self.study = optuna.create_study(
+                storage=storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+            )
+        if [d.name.lower() for d in self.study.directions] != directions:
+            raise UserError(f"the study {name} was begun with other directions: give the spec another name")
+
+    def enqueue(self, points: Sequence[Mapping[str, Any]], origin: str) -> int:
+        """Have these points tried first, once; returns how many are new. Fields that they lack, or that do not fit, are
+        sampled."""
+        before = len(self.study.get_trials(deepcopy=False))
+        for parameters in filter(None, map(self.space.parameters, points)):
+            self.study.enqueue_trial(parameters, user_attrs={"origin": origin}, skip_if_exists=True)
+        return len(self.study.get_trials(deepcopy=False)) - before
+
+    def ask(self) -> tuple[int, str, dict[str, Any]]:
+        """(number, origin, point) of a new trial."""
+        with _quiet():
+            number = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
+            self.study.sampler = self._sampler(number)
+            return self._propose(self.study.ask())
+
+    def open(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """The trials that were asked for and not told. One that got only some of its parameters gets the others now."""
+        with _quiet():
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            found = []
+            for frozen in running:
+                self.study.sampler = self._sampler(frozen.number)
+                found.append(self._propose(Trial(self.study, frozen._trial_id)))
+            return found
+
+    def finished(self) -> list[FrozenTrial]:
+        """Every trial that was told, as Optuna has it; `user_attrs` hold what we said of it."""
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished()]
+
+    def report(self, number: int, values: Sequence[float]) -> None:
+        """The values of a trial's first seeds, seed by seed, as Optuna's intermediate values."""
+        trial = self._trial(number)
+        known = self._frozen(number).intermediate_values
+        for seed, value in enumerate(values):
+            if seed not in known:
+                trial.report(value, seed)
+
+    def should_prune(self, number: int) -> bool:
+        """What Optuna's pruner says of a trial after the seeds that were reported."""
+        with _quiet():
+            return self._trial(number).should_prune()
+
+    def tell(self, number: int, told: Told, values: Sequence[float] | None, seeds: int, why: str) -> None:
+        """End a trial. A trial that is told already stays as it is: the word for it was lost, not the telling.
+
+        A trial that a rule between seeds gave up has `values`, the mean of the seeds that it got: Optuna would take the last
+        report for its value, which is one seed's.
+        """
+        frozen = self._frozen(number)
+        if frozen.state.is_finished():
+            return
+        trial = self._trial(number)
+        for key, said in {"told": str(told), "seeds": seeds, "why": why}.items():
+            trial.set_user_attr(key, said)
+        with _quiet():
+            if told is Told.COMPLETE or (told is Told.PRUNED and values):
+                self.study.tell(trial, list(values or ()))
+            else:
+                state = TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED
+                self.study.tell(trial, state=state)
+
+    def _propose(self, trial: Trial) -> tuple[int, str, dict[str, Any]]:
+        point = self.space.point(lambda d: d.suggest(trial))
+        origin = trial.user_attrs.get("origin", "sampled")
+        return trial.number, origin, point
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _trial(self, number: int) -> Trial:
+        with _quiet():
+            return Trial(self.study, self._frozen(number)._trial_id)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one trial, its draws keyed by the trial's number: a process that goes on draws nothing twice."""
+        key = f"{self.search.seed}/{number}".encode()
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
+        match self.search.sampler:
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "qmc":  # one scrambled sequence; what lies outside of its space is drawn
+                rest = optuna.samplers.RandomSampler(seed=seed)
+                return optuna.samplers.QMCSampler(
+                    scramble=True, seed=self.search.seed, independent_sampler=rest, warn_independent_sampling=False
+                )
+        startup = self.search.n_startup_trials
+        return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=True, group=True, seed=seed)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Optuna warns of what it calls experimental, once per object; none of it is the user's doing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _unlock(path: Path) -> None:
+    """Remove the lock of a process that was killed while it wrote; Optuna itself would wait for it for half a minute."""
+    lock = path.with_name(path.name + ".lock")
+    with contextlib.suppress(OSError):
+        if time.time() - lock.lstat().st_mtime > STALE:
+            lock.unlink()
+
+
+def best_first(trials: Collection[FrozenTrial], search: Search) -> list[FrozenTrial]:
+    """The complete trials that had all their seeds: the best first; of several objectives, those of the Pareto front first."""
+    whole = [t for t in trials if t.user_attrs.get("told") == Told.COMPLETE and t.values]
+    signs = [1 if o.direction == "maximize" else -1 for o in search.objectives]
+
+    def heights(t: FrozenTrial) -> list[float]:
+        return [s * v for s, v in zip(signs, t.values or (), strict=True)]
+
+    def beaten(t: FrozenTrial) -> bool:
+        mine = heights(t)
+        others = (heights(o) for o in whole if o is not t)
+        return any(o != mine and all(a >= b for a, b in zip(o, mine, strict=True)) for o in others)
+
+    return sorted(whole, key=lambda t: (len(signs) > 1 and beaten(t), [-h for h in heights(t)], t.number))

@@ -1,0 +1,39 @@
+"""What a study takes over from an earlier sweep or study: the values of its best configs, to be tried first.
+
+Only the searched fields are taken; all else is the study's own. Where a config comes out the same as it was there, its runs are
+not trained again: a run is trained once, whoever wants it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sweeps.manifest import find_sweep, read_manifest
+from sweeps.search import WarmStart
+from sweeps.space import Space
+
+
+def points_of(source: WarmStart, root: Path, db: Path, space: Space) -> list[dict[str, Any]]:
+    """The searched fields of the best configs, the best first. Raises `UserError` where the sweep is not there or has no result.
+
+    Of a study the best are those of its own objective, of another sweep those with the highest mean where they are compared.
+    """
+    from analysis.collect import collect
+    from sweeps.confirm import ranking
+
+    manifest = read_manifest(find_sweep(root, source.sweep))
+    if manifest.study:
+        sign = -1 if manifest.study["objectives"][0]["direction"] == "maximize" else 1
+        told = [r for r in manifest.told.values() if r["state"] == "complete"]
+        told.sort(key=lambda r: (sign * r["values"][0], r["number"]))
+        ranked = list(dict.fromkeys(manifest.trials[r["number"]]["config_id"] for r in told))
+    else:
+        collect(root, db)
+        ranked = ranking(db, source.sweep, "accuracy", None)
+    found = []
+    for config_id in ranked[: source.top]:
+        config = manifest.configs[config_id]
+        values = {**config.training.flat(), "prompt": config.prompt_name}
+        found.append({d.name: values[d.name] for d in space.dimensions if d.name in values})
+    return found
