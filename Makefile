@@ -16,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep study plan test check bench bench-slurm bench-report bench-eval coverage traps experiments faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep study plan test check bench bench-slurm bench-report bench-eval coverage study-pruning traps experiments faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -52,6 +52,9 @@ bench-report: $(READY)  ## the full report of 13,440 runs x 50 steps: seconds, m
 
 coverage: $(READY)  ## simulate every interval and test, and write docs/coverage.md (ARGS=--repeats N)
 	$(PYTHON) -m tests.coverage $(ARGS)
+
+study-pruning: $(READY)  ## simulate pruning between seeds, and write docs/study_pruning.md (ARGS=--repeats N)
+	$(PYTHON) -m tests.study_pruning $(ARGS)
 
 traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)
 	$(PYTHON) -m tests.traps
