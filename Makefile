@@ -25,7 +25,7 @@ sweep: $(READY)  ## train what is missing of SPEC and say what came of it (SPEC=
 	@$(PYTHON) -m sweeps.cli run $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
 
 study: $(READY)  ## search the space of a study's SPEC instead of listing configs (SPEC= LAUNCHER= SET="k=v ..." ARGS=)
-	@$(PYTHON) -m sweeps.cli study $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
+	@$(PYTHON) -m sweeps.cli study $(if $(filter file,$(origin SPEC)),sweeps/specs/study-em.yaml,$(SPEC)) --launcher $(LAUNCHER) $(overrides) $(ARGS)
 
 plan: $(READY)  ## show what `make sweep` would do, without doing it
 	@$(PYTHON) -m sweeps.cli plan $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
