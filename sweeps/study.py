@@ -11,23 +11,21 @@ Each step is written before the next depends on it, so the process may die at an
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.stats.objective import seed_values
-from analysis.stats.racing import worse
 from em_core.config import run_id
 from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus, SweepDir, append_batch
 from em_core.lock import locked
 from sweeps.budget import devices, used_hours
+from sweeps.complaints import unknown
 from sweeps.confirm import UNFINISHED, expansion_of, fresh_seeds
-from sweeps.curves import Curves
 from sweeps.expand import Config, Expansion, Wanted
 from sweeps.feeding import Feed
 from sweeps.handout import refuse_halted
+from sweeps.judging import Judge, Verdict
 from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
 from sweeps.observe import Observer
 from sweeps.plan import spec_fields
@@ -38,6 +36,7 @@ from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
 from sweeps.stopped import PRUNED, Stopper
 from sweeps.trials import Told, Trials, best_first
+from sweeps.yamlfile import SpecError
 
 FIXED = ("objectives", "seeds_per_trial")
 """Of a study's record: what its trials' values mean, and so can never change."""
@@ -58,7 +57,6 @@ class Study:
         self.observer = Observer(sweep)
         self.feed = Feed(spec, sweep, site, self.observer.launchers[launcher], self.observer)
         self.every = site.poll_seconds
-        self.curves = {sweep.sweep: Curves(sweep, self.measures)}
         check_same(read_manifest(sweep), self._record(), sweep.sweep)
         with self._locked():
             asked = Expansion(sweep.sweep, (), (), expansion.evaluations, prompt_sets=expansion.prompt_sets)
@@ -68,12 +66,12 @@ class Study:
                 self._write("study", {**record, "t": time.time()})
         self._size = sweep.manifest.stat().st_size
         self.trials = Trials(sweep.study, sweep.sweep, self.search, self.space)
+        self.judge = Judge(self.search, sweep, self.measures, self.observer, self.trials)
         self.stopper = Stopper(self.search) if self.search.within_run != "none" else None
         self.open: dict[int, Config] = {}
         self.unmakeable = 0
         self.revived: set[str] = set()
         self._live: frozenset[str] = frozenset()
-        self._judged: dict[int, Any] = {}
         self._take_up()
 
     def tick(self) -> tuple[View, bool]:
@@ -84,8 +82,7 @@ class Study:
             refuse_halted(self.sweep)
             view = self._look()
             self._stop_within(view)
-            for number in list(self.open):
-                self._judge(number, view)
+            self._judge_open(view)
             done = self._hand_out(view)
             if done:
                 self.feed.close(view)
@@ -100,9 +97,8 @@ class Study:
                 if trial.number not in self.manifest.told:
                     said = trial.user_attrs
                     values = list(trial.values) if said.get("told") in (Told.COMPLETE, Told.PRUNED) and trial.values else None
-                    self._write_told(
-                        trial.number, said.get("told", Told.FAILED), values, said.get("seeds", 0), said.get("why", "")
-                    )
+                    told = Told(said.get("told", Told.FAILED))
+                    self._write_told(trial.number, Verdict(told, values, said.get("seeds", 0), said.get("why", "")))
             for number, origin, point in self.trials.open():
                 self._begin(number, origin, point)
             # What a person cancelled is done when the same command is given again; what was stopped here is not.
@@ -121,14 +117,14 @@ class Study:
             self.observer.settle(self.spec.retries.limits())
             view = self.observer.look(self.manifest, every=self.every)
         self._live = view.live
-        self.curves[self.sweep.sweep].follow()
+        self.judge.here.follow()
         return view
 
     def _stop_within(self, view: View) -> None:
         """Let the pruner within runs see what is new, and stop the runs that it gives up."""
         if self.stopper is None:
             return
-        mine = self.curves[self.sweep.sweep]
+        mine = self.judge.here
         wanted = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
         for t in self.observer.tries():
             for a in t.attempts:
@@ -140,87 +136,33 @@ class Study:
                 elif a.status is RunStatus.RUNNING and a.run_id in wanted and a.run_id not in self.manifest.excluded:
                     step = self.stopper.should_stop(a.run_id, curve)
                     if step is not None:
-                        reason = f"{PRUNED} {step}: {self.search.within_run}"
-                        self._write("exclude", {"run_id": a.run_id, "reason": reason, "t": time.time()})
-                        self.feed.cancel(view, [a.run_id], reason)
+                        self._stop([a.run_id], f"{PRUNED} {step}: {self.search.within_run}", view)
 
-    def _judge(self, number: int, view: View) -> None:
-        """Tell a trial that is over, or given up."""
-        config, seeds = self.open[number], range(self.search.seeds_per_trial)
-        runs = [run_id(config.config_id, s) for s in seeds]
-        states = [view.states.get(r) for r in runs]
-        if self._judged.get(number) == states:
-            return None
-        self._judged[number] = states
-        done = [s for s in seeds if states[s] is RunStatus.COMPLETED]
-        for s, r in zip(seeds, runs, strict=True):
-            excluded = self.manifest.excluded.get(r, "")
-            if states[s] is RunStatus.DIVERGED:
-                return self._tell(number, Told.DIVERGED, None, len(done), f"seed {s} diverged")
-            if states[s] is RunStatus.EXCLUDED and excluded.startswith(PRUNED):
-                return self._tell(number, Told.PRUNED, None, len(done), f"seed {s} {excluded}")
-            if states[s] in (RunStatus.FAILED, RunStatus.EXCLUDED, RunStatus.BLOCKED):
-                return self._tell(number, Told.FAILED, None, len(done), f"seed {s} {states[s]} {excluded}".strip())
-            if states[s] is RunStatus.CANCELLED and r not in self.revived:
-                return self._tell(number, Told.FAILED, None, len(done), f"seed {s} was cancelled")
-        if len(done) == len(seeds):
-            means = [sum(v.values()) / len(v) for v in self._values(config, done, view)]
-            if all(map(math.isfinite, means)):
-                self._report(number, config, done, view)
-                return self._tell(number, Told.COMPLETE, means, len(done), "")
-            return self._tell(number, Told.FAILED, None, len(done), "nothing finite was measured where the objective looks")
-        first = [s for s in done if all(o in done for o in range(s))]  # seed by seed, as the best trial had them
-        if self.search.pruner != "none" and first and len(first) == len(done):
-            [values] = self._values(config, first, view)
-            if all(map(math.isfinite, values.values())) and self._is_worse(number, config, list(values.values()), first, view):
-                mean = sum(values.values()) / len(values)
-                return self._tell(number, Told.PRUNED, [mean], len(first), f"worse than the best after {len(first)} seeds")
-        return None
+    def _judge_open(self, view: View) -> None:
+        """Tell the trials that are over, or given up."""
+        for number, config in list(self.open.items()):
+            if (found := self.judge.verdict(number, config, self.manifest, view, self.revived)) is not None:
+                self._tell(number, found)
+                self._stop_rest(number, config, found, view)
 
-    def _is_worse(self, number: int, config: Config, values: list[float], seeds: list[int], view: View) -> bool:
-        """What the rule between seeds says of a trial's first seeds."""
-        if self.search.pruner == "wilcoxon":
-            self._report(number, config, seeds, view)
-            return self.trials.should_prune(number)
-        whole = best_first(self.trials.finished(), self.search)
-        configs = [self.manifest.configs[c] for t in whole if (c := self.manifest.trials[t.number]["config_id"])]
-        sign = 1 if self.search.objectives[0].direction == "maximize" else -1
-        all_seeds = list(range(self.search.seeds_per_trial))
-        known = [[sign * v for v in self._values(c, all_seeds, view)[0].values()] for c in configs]
-        return bool(known) and worse([sign * v for v in values], known[0], known, len(all_seeds))
+    def _tell(self, number: int, found: Verdict) -> None:
+        self.trials.tell(number, found.told, found.values, found.seeds, found.why)
+        self._write_told(number, found)
+        self.open.pop(number, None)
 
-    def _values(self, config: Config, seeds: list[int], view: View) -> list[dict[int, float]]:
-        """By objective, the value of each of these seeds, all of them done."""
-        found = []
-        for objective, measure in zip(self.search.objectives, self.measures, strict=True):
-            curves = {s: self._curve(run_id(config.config_id, s), measure, view) for s in seeds}
-            found.append(seed_values(curves, objective.rule, objective.step))
-        return found
+    def _stop_rest(self, number: int, config: Config, found: Verdict, view: View) -> None:
+        """A trial that is over early needs its other seeds no more."""
+        needed = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
+        rest = {run_id(config.config_id, s) for s in range(self.search.seeds_per_trial)} - needed
+        active = (RunStatus.QUEUED, RunStatus.RUNNING)
+        self._stop([r for r in sorted(rest) if view.states.get(r) in active], f"trial {number} was over: {found.why}", view)
 
-    def _curve(self, run: str, measure: tuple[str, str], view: View) -> Mapping[int, float]:
-        """What a run that is done measured, wherever it was done. Raises `Fault` where nobody knows the metric."""
-        attempt = view.winners[run]
-        elsewhere = self.observer.elsewhere
-        home = elsewhere.homes[run] if elsewhere.winners.get(run) is attempt else self.sweep
-        if home.sweep not in self.curves:
-            self.curves[home.sweep] = Curves(home, self.measures)
-            self.curves[home.sweep].follow()
-        curves = self.curves[home.sweep]
-        if curves.names and measure[1] not in curves.names:
-            known = ", ".join(sorted(curves.names))
-            raise Fault(f"search.objective.metric: no run tells `{measure[1]}`; they tell {known}")
-        return curves.of(attempt, measure)
-
-    def _report(self, number: int, config: Config, seeds: list[int], view: View) -> None:
-        """Optuna's intermediate values are the seeds' values."""
-        if len(self.measures) == 1:
-            self.trials.report(number, list(self._values(config, seeds, view)[0].values()))
-
-    def _tell(self, number: int, told: Told, values: list[float] | None, seeds: int, why: str) -> None:
-        self.trials.tell(number, told, values, seeds, why)
-        self._write_told(number, told, values, seeds, why)
-        del self.open[number]
-        self._judged.pop(number, None)
+    def _stop(self, runs: Sequence[str], reason: str, view: View) -> None:
+        """Have runs stopped, and never done again: they are marked before anybody acts on it."""
+        for run in runs:
+            self._write("exclude", {"run_id": run, "reason": reason, "t": time.time()})
+        if runs:
+            self.feed.cancel(view, runs, reason)
 
     # -- asking and handing out -------------------------------------------------------------------------------------
 
@@ -233,16 +175,14 @@ class Study:
         free = sum(room.values())
         given: list[str] = []
         more: list[Wanted] = []
-        for number, config in self.open.items():
-            lost, wanted = self._next_of(number, config, view)
+        for config in self.open.values():
+            lost, wanted = self._next_of(config, view)
             given += lost[: free - len(given)]
             more += wanted[: max(0, free - len(given) - len(more))]
-        begun = 0
         while len(given) + len(more) < free and self._may_ask(view):
-            begun += 1
             number, origin, point = self.trials.ask()
-            if (config := self._begin(number, origin, point)) is not None:  # type: ignore[assignment]
-                more += self._next_of(number, config, view)[1][: free - len(given) - len(more)]
+            if (new := self._begin(number, origin, point)) is not None:
+                more += self._next_of(new, view)[1][: free - len(given) - len(more)]
         asking = self._may_ask(view)
         if not self.open and not asking:
             self._want_confirmed()
@@ -263,15 +203,11 @@ class Study:
         left = bool(self.open) or asking or bool(undone)
         if left:
             per_trial = self.search.seeds_per_trial
-            waiting = (
-                len(undone)
-                if not self.open and not asking
-                else per_trial * (len(self.open) + (self.feed.workers if asking else 0))
-            )
-            self.feed.ensure(self.manifest, view, waiting)
+            searching = per_trial * (len(self.open) + (self.feed.workers if asking else 0))
+            self.feed.ensure(self.manifest, view, searching or len(undone))
         return not left
 
-    def _next_of(self, number: int, config: Config, view: View) -> tuple[list[str], list[Wanted]]:
+    def _next_of(self, config: Config, view: View) -> tuple[list[str], list[Wanted]]:
         """(runs of a trial that were wanted and are in no living job, seeds that it may have next)."""
         lost, more, ahead = [], [], 0
         for seed in range(self.search.seeds_per_trial):
@@ -298,8 +234,7 @@ class Study:
             if self.unmakeable >= UNMAKEABLE:
                 raise Fault(f"{UNMAKEABLE} trials in a row could not be made; the last: {mistake}") from None
             self._write_trial(number, None, point, origin)
-            self.open[number] = None  # type: ignore[assignment]
-            self._tell(number, Told.FAILED, None, 0, str(mistake))
+            self._tell(number, Verdict(Told.FAILED, None, 0, str(mistake)))
             return None
         if number not in self.manifest.trials:
             self._write_trial(number, config.config_id, point, origin)
@@ -358,10 +293,9 @@ class Study:
         said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin}
         self._write("trial", {**said, "t": time.time()})
 
-    def _write_told(self, number: int, told: str, values: list[float] | None, seeds: int, why: str) -> None:
-        self._write(
-            "told", {"number": number, "state": str(told), "values": values, "seeds": seeds, "why": why, "t": time.time()}
-        )
+    def _write_told(self, number: int, found: Verdict) -> None:
+        said = {"number": number, "state": str(found.told), "values": found.values, "seeds": found.seeds, "why": found.why}
+        self._write("told", {**said, "t": time.time()})
 
     def _write(self, kind: str, fields: Mapping[str, Any]) -> None:
         append_batch(self.sweep.manifest, [(kind, fields)])
@@ -373,15 +307,11 @@ class Study:
 
 def measure_of(objective: Objective, expansion: Expansion, spec: Spec) -> tuple[str, str]:
     """(eval_id, metric) of an objective. Raises `UserError` where nothing measures it."""
-    from sweeps.complaints import unknown
-    from sweeps.yamlfile import SpecError
-
     tasks = [e.task for _, e, _ in expansion.evaluations]
     found = [i for i, e, _ in expansion.evaluations if objective.task in (None, e.task)]
     if not found:
-        raise spec.document.error(
-            SpecError(("search", "objective", "task"), unknown("task", objective.task, dict.fromkeys(tasks)))
-        )
+        said = unknown("task", objective.task, dict.fromkeys(tasks))
+        raise spec.document.error(SpecError(("search", "objective", "task"), said))
     return found[0], objective.metric
 
 
