@@ -79,8 +79,8 @@ def _merge(here: SweepDir, there: SweepDir) -> Merged:
 def missing_records(ours: Sequence[Record], theirs: Iterable[Record], native: bool) -> list[Record]:
     """Records of a manifest to append to ours, so that it wants what both want; nothing when asked again.
 
-    Configs, evaluations and runs add up. Of marks on the same run (exclude, include) the later one counts, of
-    forgivenesses the larger. A sweep that was run here (`native`) keeps its spec, which neither claims nor drops what came;
+    Configs, evaluations and runs add up, and the trials of a study that was not run here. Of marks on the same run (exclude,
+    include) the later one counts, of forgivenesses the larger. A sweep that was run here (`native`) keeps its spec, which neither claims nor drops what came;
     else the newest spec counts.
     """
     has = {_key(r) for r in ours}
@@ -104,6 +104,9 @@ def missing_records(ours: Sequence[Record], theirs: Iterable[Record], native: bo
                 new = r["t"] > marks.get(r["run_id"], 0.0) and not (native and r["reason"] in (LEFT_THE_SPEC, BACK_IN_THE_SPEC))
             case "retry":
                 new = r["forgiven"] > forgiven.get(r["run_id"], 0)
+            case "study" | "trial" | "told":  # two studies of one name have other trials under the same numbers
+                new = not native and _key(r) not in has
+                has.add(_key(r))
             case _:
                 new = False
         if new:
@@ -132,6 +135,7 @@ def _bring_prompts(here: SweepDir, there: SweepDir, records: Iterable[Record]) -
 def _key(r: Record) -> tuple[object, ...]:
     """What makes two records of the same kind the same, of the kinds that add up."""
     names = {"config": ("config_id",), "evaluation": ("eval_id",), "run": ("run_id", "arm")}
+    names |= {"study": ("t",), "trial": ("number",), "told": ("number",)}
     return (r["kind"], *(r[name] for name in names.get(r["kind"], ())))
 
 

@@ -92,14 +92,21 @@ class Study:
     # -- taking up what another controller left ---------------------------------------------------------------------
 
     def _take_up(self) -> None:
+        finished, running = self.trials.finished(), self.trials.open()
+        lost = len(self.manifest.trials) - len(finished) - len(running)
+        if lost > 0:  # its journal was deleted, or the trials came from another cluster
+            raise UserError(
+                f"{self.sweep.study} lacks {lost:,} trials of {self.sweep.sweep}: it cannot go on. A study of another name "
+                f"takes over what they showed: `warm_start: [{{sweep: {self.sweep.sweep}}}]`"
+            )
         with self._locked():
-            for trial in self.trials.finished():
+            for trial in finished:
                 if trial.number not in self.manifest.told:
                     said = trial.user_attrs
                     values = list(trial.values) if said.get("told") in (Told.COMPLETE, Told.PRUNED) and trial.values else None
                     told = Told(said.get("told", Told.FAILED))
                     self._write_told(trial.number, Verdict(told, values, said.get("seeds", 0), said.get("why", "")))
-            for number, origin, point in self.trials.open():
+            for number, origin, point in running:
                 self._begin(number, origin, point)
             # What a person cancelled is done when the same command is given again; what was stopped here is not.
             self.revived = {r for r in self.manifest.runs if r not in self.manifest.excluded}
