@@ -80,8 +80,8 @@ def missing_records(ours: Sequence[Record], theirs: Iterable[Record], native: bo
     """Records of a manifest to append to ours, so that it wants what both want; nothing when asked again.
 
     Configs, evaluations and runs add up, and the trials of a study that was not run here. Of marks on the same run (exclude,
-    include) the later one counts, of forgivenesses the larger. A sweep that was run here (`native`) keeps its spec, which neither claims nor drops what came;
-    else the newest spec counts.
+    include) the later one counts, of forgivenesses the larger. A sweep that was run here (`native`) keeps its spec, which
+    neither claims nor drops what came; else the newest spec counts.
     """
     has = {_key(r) for r in ours}
     marks: dict[str, float] = {}
