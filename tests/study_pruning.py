@@ -42,7 +42,7 @@ class Study:
 
 @dataclass
 class Counts:
-    """Trials that had an incumbent to be held against; `used`: runs of the first `TRIALS`; `final`: the selected one's true mean."""
+    """Of trials that had an incumbent to be held against; `used`: runs of the first `TRIALS`; `final`: the winner's true mean."""
 
     pruned: int = 0
     better: int = 0
@@ -77,14 +77,14 @@ def none(study: Study, trial: int, k: int) -> bool:
 
 def racing(study: Study, trial: int, k: int) -> bool:
     values = study.values
-    return worse(values[trial, :k].tolist(), values[study.best].tolist(), values[study.finished].tolist(), values.shape[1])
+    return worse(values[trial, :k], values[study.best], values[study.finished], values.shape[1])
 
 
 def spent(study: Study, trial: int, k: int) -> bool:
     """Racing that spends a level of .1 over its looks, as the seed budget's stopping rule does."""
     values, seeds = study.values, study.values.shape[1]
     level = 0.1 / ALPHA * look_levels(range(1, seeds))[k - 1]
-    return worse(values[trial, :k].tolist(), values[study.best].tolist(), values[study.finished].tolist(), seeds, level)
+    return worse(values[trial, :k], values[study.best], values[study.finished], seeds, level)
 
 
 def significance(study: Study, trial: int, k: int) -> bool:
@@ -199,8 +199,8 @@ def ties(repeats: int) -> Iterator[str]:
             rng, lost = np.random.default_rng(1), 0
             for _ in range(repeats):
                 values = rng.normal(0, 1, (11, 1)) + noise(kind, rng, 11, seeds)
-                best = [float(values[10].mean())] * seeds
-                lost += any(worse(values[10, :k].tolist(), best, values[:10].tolist(), seeds) for k in range(1, seeds))
+                best = np.full(seeds, values[10].mean())
+                lost += any(worse(values[10, :k], best, values[:10], seeds) for k in range(1, seeds))
             rates.append(f"{lost / repeats:.3f}")
         yield f"| {kind} | {' | '.join(rates)} |"
 
@@ -211,10 +211,10 @@ COLUMNS = (
 )
 HEAD = """# Pruning between seeds: what it saves and what it costs
 
-Made by `make study-pruning`: {repeats} simulated studies per line ({minutes:.0f} minutes on two cores). Trials are random configs, one
-after the other; the sd of a config's seeds is 1, and `config sd` that of the configs' true means. Seeds are normal, skewed
-(some bad ones), bimodal (a quarter of the runs collapse), heteroscedastic (half of the configs three times as wild as the
-others), or share half of their variance with all configs ("shared": a seed is good or bad for everybody).
+Made by `make study-pruning`: {repeats} simulated studies per line, {minutes:.0f} minutes on two cores. Trials are random
+configs, one after the other; the sd of a config's seeds is 1, and `config sd` that of the configs' true means. Seeds are
+normal, skewed (some bad ones), bimodal (a quarter of the runs collapse), heteroscedastic (half of the configs three times
+as wild as the others), or share half of their variance with all configs ("shared": a seed is good or bad for everybody).
 
 - runs used: by the first {trials} trials, as a share of what they use without pruning
 - truly better: with a higher true mean than the incumbent of that moment. That is no error by itself: an incumbent has lucky

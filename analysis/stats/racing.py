@@ -35,9 +35,9 @@ def worse(
     that collapse vary more than others.
 
     A normal trial's rise does not depend on the mean where it ends. So one that would end level with the incumbent is
-    pruned after a given seed with probability `level`, and one that would overtake it with less. Over all seeds together
-    that adds up (.11 for the tie with 4 seeds), and is not paid for by smaller levels at each, because a tie is no loss:
-    docs/study_pruning.md has the share of those that would have overtaken.
+    pruned after a given seed with probability `level`, and one that would overtake it with less. Over all seeds this adds up,
+    for a tie to .10 with 4 seeds and .21 with 16, for those that would overtake to .01 to .11 (docs/study_pruning.md). It is
+    not spent over the seeds, as a test's would be: a tie is no loss, and smaller levels found worse configs.
 
     Never True before the first seed and after the last, with fewer than `LEAST` others, or where a value of `trial` or `best`
     is not finite: a diverged seed is an outcome that the caller judges. Others with such values, or with fewer than `seeds`,
@@ -48,7 +48,8 @@ def worse(
     k, mine, incumbent = len(trial), np.asarray(trial, dtype=np.float64), np.asarray(best[:seeds], dtype=np.float64)
     if not 0 < k < seeds or len(incumbent) < seeds or not (np.isfinite(mine).all() and np.isfinite(incumbent).all()):
         return False
-    finished = np.array([o[:seeds] for o in others if len(o) >= seeds and np.isfinite(o[:seeds]).all()], dtype=np.float64)
+    whole = np.array([o[:seeds] for o in others if len(o) >= seeds], dtype=np.float64).reshape(-1, seeds)
+    finished = whole[np.isfinite(whole).all(1)]
     n = len(finished)
     if n < LEAST:
         return False
