@@ -211,8 +211,8 @@ COLUMNS = (
 )
 HEAD = """# Pruning between seeds: what it saves and what it costs
 
-Made by `make study-pruning`: {repeats} simulated studies per line, {minutes:.0f} minutes on two cores. Trials are random
-configs, one after the other; the sd of a config's seeds is 1, and `config sd` that of the configs' true means. Seeds are
+Made by `make study-pruning`: {repeats} simulated studies per line, some three minutes on two free cores. Trials are
+random configs, one after the other; the sd of a config's seeds is 1, and `config sd` that of the configs' true means. Seeds are
 normal, skewed (some bad ones), bimodal (a quarter of the runs collapse), heteroscedastic (half of the configs three times
 as wild as the others), or share half of their variance with all configs ("shared": a seed is good or bad for everybody).
 
@@ -248,12 +248,11 @@ def main() -> None:
         lines = list(pool.map(row, taken + left, [repeats] * len(taken + left)))
     told_ties = 40 * repeats
     tie_lines = list(ties(told_ties))
-    minutes = (time.monotonic() - began) / 60
-    parts = [HEAD.format(repeats=repeats, minutes=minutes, trials=TRIALS), "\n".join([COLUMNS, *lines[: len(taken)]]) + "\n"]
+    parts = [HEAD.format(repeats=repeats, trials=TRIALS), "\n".join([COLUMNS, *lines[: len(taken)]]) + "\n"]
     parts += [TIES.format(finished=10, ties=told_ties) + "\n".join(tie_lines) + "\n"]
     parts += ["## Rules that were not taken\n\n" + "\n".join([COLUMNS, *lines[len(taken) :]])]
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    print(f"{PAGE}: {minutes:.1f} min")
+    print(f"{PAGE}: {(time.monotonic() - began) / 60:.1f} min")
 
 
 if __name__ == "__main__":

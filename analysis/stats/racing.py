@@ -32,7 +32,8 @@ def worse(
     True where the rise that the trial needs, mean(best) - mean(trial), lies above the one-sided t prediction limit of
     the rises r of the n others: mean(r) + t(1 - level, n-1) s √(1 + 1/n) (Hahn 1969, for one further observation). s is
     their sd, or what the spread of the trial's own k seeds foretells, sd √(1/k - 1/seeds), where that is larger: configs
-    that collapse vary more than others.
+    that collapse vary more than others. A trial that is ahead of the incumbent's mean goes on, even where its first seeds are
+    known to be easy ones: what is told of a pruned trial is its mean so far, and must not pass for the best.
 
     A normal trial's rise does not depend on the mean where it ends. So one that would end level with the incumbent is
     pruned after a given seed with probability `level`, and one that would overtake it with less. Over all seeds this adds up,
@@ -58,4 +59,4 @@ def worse(
     if k > 1:
         sd = max(sd, float(mine.std(ddof=1)) * (1 / k - 1 / seeds) ** 0.5)
     limit = float(rises.mean()) + float(stdtrit(n - 1, 1 - level)) * sd * (1 + 1 / n) ** 0.5
-    return bool(incumbent.mean() - mine.mean() > limit)
+    return bool(incumbent.mean() - mine.mean() > max(limit, 0.0))
