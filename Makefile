@@ -16,7 +16,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep study plan test check bench bench-slurm bench-report bench-eval coverage study-pruning traps experiments faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep study plan test check bench bench-slurm bench-report bench-eval coverage study-pruning study-comparison traps experiments faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -55,6 +55,9 @@ coverage: $(READY)  ## simulate every interval and test, and write docs/coverage
 
 study-pruning: $(READY)  ## simulate pruning between seeds, and write docs/study_pruning.md (ARGS=--repeats N)
 	$(PYTHON) -m tests.study_pruning $(ARGS)
+
+study-comparison: $(READY)  ## seed-aware search, random search and single-seed TPE, ten times each, into docs/study_comparison.md
+	$(PYTHON) -m tests.study_comparison
 
 traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)
 	$(PYTHON) -m tests.traps

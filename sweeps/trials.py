@@ -25,8 +25,8 @@ from em_core.journal import Appender
 from sweeps.search import Search
 from sweeps.space import Space
 
-STALE = 2.0
-"""Seconds after which a lock on the journal is taken to be a dead process's: who holds it writes a line and lets go."""
+STALE = 1.0
+"""Seconds for which a lock on the journal may be somebody's who lives (a dashboard): who holds it writes a line and lets go."""
 
 
 class Told(StrEnum):
@@ -44,6 +44,7 @@ class Trials:
     def __init__(self, path: Path, name: str, search: Search, space: Space) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.space = search, space
+        path = path.resolve()  # Optuna follows the link that is its lock, and a relative one leads nowhere
         with Appender(path):
             pass  # cuts the line that a killed process left half-written: with another behind it nobody could read the file
         _unlock(path)
@@ -156,10 +157,10 @@ def _quiet() -> Any:
 
 def _unlock(path: Path) -> None:
     """Remove the lock of a process that was killed while it wrote; Optuna itself would wait for it for half a minute."""
-    lock = path.with_name(path.name + ".lock")
-    with contextlib.suppress(OSError):
-        if time.time() - lock.lstat().st_mtime > STALE:
-            lock.unlink()
+    lock, end = path.with_name(path.name + ".lock"), time.monotonic() + STALE
+    while lock.is_symlink() and time.monotonic() < end:
+        time.sleep(0.05)
+    lock.unlink(missing_ok=True)
 
 
 def best_first(trials: Collection[FrozenTrial], search: Search) -> list[FrozenTrial]:

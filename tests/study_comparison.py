@@ -152,11 +152,13 @@ def told(answers: dict[tuple[str, int, int], tuple[str, float]], worth: dict[flo
     counts = "; ".join(f"{s.words}: {np.mean([u[0] for u in used[s.name]]):.0f} trials" for s in STRATEGIES)
     return "\n".join([
         "# Seed-aware search, random search and single-seed TPE", "",
-        f"`make study-comparison`: each strategy {REPETITIONS} times over the same space of the miniature ({', '.join(FIELDS)}), judged by",
-        "accuracy on 50 questions sampled at .7, which moves by .06 from seed to seed. *worth*: the mean of what a strategy would have",
-        f"answered after so many runs, on {FRESH} fresh seeds, with a 95% t-interval over the repetitions; *selected with*: the value it",
-        "was chosen for; *greedy*: the same answers on 200 questions without sampling.", "",
-        *markdown_table(rows), "", "Differences between strategies, with Welch's 95% interval and p:", "", *markdown_table(against), "",
+        f"`make study-comparison`: each strategy {REPETITIONS} times over the same space of the miniature",
+        f"({', '.join(FIELDS)}), judged by accuracy on 50 questions sampled at .7, which moves by",
+        ".06 from seed to seed. *worth*: the mean of what a strategy would have answered after so many runs, on",
+        f"{FRESH} fresh seeds, with a 95% t-interval over the repetitions; *selected with*: the value it was chosen for;",
+        "*greedy*: the same answers on 200 questions without sampling.", "",
+        *markdown_table(rows), "", "Differences between strategies, with Welch's 95% interval and p:", "",
+        *markdown_table(against), "",
         f"Trials within {BUDGETS[-1]} runs, mean of ten: {counts}.", "",
     ])  # fmt: skip
 

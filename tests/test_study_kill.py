@@ -113,7 +113,7 @@ def test_no_trial_is_lost_or_told_twice(tmp_path: Path) -> None:
     [study] = optuna.get_all_study_names(storage)
     found = optuna.load_study(study_name=study, storage=storage).trials
     assert [t.state.name for t in found] == ["COMPLETE"] * TRIALS
-    # The proposals are keyed by the trial's number and the runs by their seeds: what came of it is what an undisturbed study found.
+    # Proposals are keyed by the trial's number and runs by their seeds: what came of it is what an undisturbed study found.
     assert trials(storm) == trials(calm)
 
     view = Observer(sweep).look()
