@@ -18,8 +18,11 @@ from sweeps.yamlfile import Path_, SpecError
 SPACINGS = ("geomspace", "linspace", "range")
 
 
-def values_of(name: str, raw: Any, path: Path_) -> list[Any]:
-    """The values of an axis, checked and without repeats. Floats are rounded as they are hashed: what runs is what is named."""
+def values_of(name: str, raw: Any, path: Path_, repeats: bool = False) -> list[Any]:
+    """The values of an axis, checked; one that is there twice is a mistake but where axes advance together (`repeats`).
+
+    Floats are rounded as they are hashed: what runs is what is named.
+    """
     if not is_field(name):
         check_field(name, None, path)
     if name == "prompt" and isinstance(raw, dict) and "table" in raw:
@@ -34,7 +37,7 @@ def values_of(name: str, raw: Any, path: Path_) -> list[Any]:
     values = [checked(name, value, (*path, i)) for i, value in enumerate(raw)]
     seen: set[str] = set()
     for i, value in enumerate(values):
-        if repr(value) in seen:
+        if repr(value) in seen and not repeats:
             raise SpecError((*path, i), f"{said_as(value)} is in the axis twice")
         seen.add(repr(value))
     return values

@@ -222,14 +222,20 @@ def _axis(name: str, raw: Any, path: Path_) -> list[Fields]:
 
 def _block(block: dict[str, Any], path: Path_) -> list[Fields]:
     """A zip block as rows: its axes advance together."""
-    columns = {name: values_of(name, raw, (*path, name)) for name, raw in block.items()}
+    columns = {name: values_of(name, raw, (*path, name), repeats=True) for name, raw in block.items()}
     if not columns:
         raise SpecError(path, "an empty zip block")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise SpecError(path, f"zipped axes must have equal lengths: {said}")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    seen: set[str] = set()
+    for i, row in enumerate(rows):
+        if repr(row) in seen:
+            raise SpecError((*path, next(iter(columns)), i), f"{said_as(row)} is in the block twice")
+        seen.add(repr(row))
+    return rows
 
 
 # -- from points to configs ---------------------------------------------------------------------------------------

@@ -98,6 +98,13 @@ def test_order_is_arm_then_axes_as_written_then_zip_then_seeds() -> None:
     assert list(dict.fromkeys(w.arm for w in e.runs)) == ["b", "a"]
 
 
+def test_of_axes_that_advance_together_the_rows_differ_and_not_the_values() -> None:
+    e = small("zip: [{temperature: [0.3, 0.3, 0.7], top_p: [0.5, 0.6, 0.5]}]")
+    assert values(e, "temperature", "top_p") == [(0.3, 0.5), (0.3, 0.6), (0.7, 0.5)]
+    with pytest.raises(UserError, match=r"spec.yaml:4: zip.0.temperature.1: .* is in the block twice"):
+        small("zip: [{temperature: [0.3, 0.3], top_p: [0.5, 0.5]}]")
+
+
 def test_two_zip_blocks_multiply() -> None:
     e = small("zip:\n  - {temperature: [0.3, 0.7], top_p: [0.5, 0.6]}\n  - {top_k: [1, 2, 3]}")
     assert len(e.configs) == 6
