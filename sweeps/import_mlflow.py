@@ -39,12 +39,15 @@ SYSTEM = "system/"
 def open_tracking(uri: str | None) -> MlflowClient:
     """A client of the store at `uri`, else at $MLFLOW_TRACKING_URI, else where MLflow looks by itself.
 
-    Raises `UserError` for a local store that is not there: MLflow would make it.
+    Raises `UserError` for a local store that is not there, which MLflow would make, and for a database of another version, which
+    it would change.
     """
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # it refuses to write there; here nothing is written
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # with its own 7, a wrong address takes four minutes to say so
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     from mlflow import MlflowClient, get_tracking_uri
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from mlflow.version import VERSION
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -57,7 +60,20 @@ def open_tracking(uri: str | None) -> MlflowClient:
     )
     if parts.scheme in ("", "file", "sqlite") and not path.exists():
         raise UserError(f"there are no runs of MLflow at {uri}: --tracking-uri or MLFLOW_TRACKING_URI says where they are")
-    return MlflowClient(tracking_uri=uri)
+    where = without_password(uri)
+    if parts.scheme.partition("+")[0] in DATABASE_ENGINES and not asked(where, partial(_is_complete, uri)):
+        raise UserError(
+            f"MLflow {VERSION} would change the database {where}, which is of another version: import from the server that "
+            "uses it, or from a copy after `mlflow db upgrade`"
+        )
+    return asked(where, lambda: MlflowClient(tracking_uri=uri))
+
+
+def _is_complete(uri: str) -> bool:
+    """Whether a database has every table of this version of MLflow; where not, opening it as a store would migrate it."""
+    from mlflow.store.db.utils import _all_tables_exist, create_sqlalchemy_engine
+
+    return bool(_all_tables_exist(create_sqlalchemy_engine(uri)))  # type: ignore[no-untyped-call]
 
 
 def without_password(uri: str) -> str:
@@ -66,12 +82,12 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
-def asked(client: MlflowClient, question: Callable[[], T]) -> T:
-    """The answer; what goes wrong is one line: `UserError` where the question is wrong, `Fault` where nobody answers."""
+def asked(where: str, question: Callable[[], T]) -> T:
+    """The answer of the store `where`. What goes wrong is one line: `UserError` where the question is wrong, `Fault` where nobody
+    answers."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    where = without_password(client.tracking_uri)
     try:
         return question()
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -87,9 +103,9 @@ def _short(text: str) -> str:
 
 def find_experiment(client: MlflowClient, said: str) -> Experiment:
     """The experiment of that name, or of that id. Raises `UserError` with the nearest name."""
-    found = asked(client, lambda: client.get_experiment_by_name(said))
+    found = asked(client.tracking_uri, lambda: client.get_experiment_by_name(said))
     if found is None:
-        known = asked(client, lambda: list(_pages(partial(client.search_experiments, max_results=PAGE))))
+        known = asked(client.tracking_uri, lambda: list(_pages(partial(client.search_experiments, max_results=PAGE))))
         found = next((e for e in known if e.experiment_id == said), None)
         if found is None:
             raise UserError(unknown("experiment", said, [e.name for e in known]))
@@ -110,7 +126,7 @@ def _pages(search: Callable[..., Any]) -> Iterator[Any]:
 def read_runs(client: MlflowClient, experiment: Experiment, only: str) -> list[Run]:
     """Its runs that `only` (MLflow's filter; "": all) lets pass. Raises `UserError` where there are none."""
     search = partial(client.search_runs, [experiment.experiment_id], filter_string=only, max_results=PAGE)
-    runs = asked(client, lambda: list(_pages(search)))
+    runs = asked(client.tracking_uri, lambda: list(_pages(search)))
     if not runs:
         raise UserError(f"the experiment {experiment.name} has no runs" + (f" with {only}" if only else ""))
     return runs
@@ -186,10 +202,10 @@ def curves_of(client: MlflowClient, found: Sequence[Found]) -> Iterator[Curves]:
             if bulk is not None:
                 for name in dict.fromkeys(name for _, name in wanted):
                     of = [i for i, n in wanted if n == name]
-                    for entry in asked(client, partial(bulk, of, name, 2**31)):
+                    for entry in asked(client.tracking_uri, partial(bulk, of, name, 2**31)):
                         _take(curves[entry.run_id], name, [entry])
             else:
-                ask = lambda pair: asked(client, partial(client.get_metric_history, *pair))  # noqa: E731
+                ask = lambda pair: asked(client.tracking_uri, partial(client.get_metric_history, *pair))  # noqa: E731
                 for (i, name), history in zip(wanted, pool.map(ask, wanted), strict=True):
                     _take(curves[i], name, sorted(history, key=lambda m: m.timestamp))
             yield from (curves[i] for i in ids)

@@ -22,7 +22,6 @@ from em_core.errors import UserError
 from em_core.journal import Attempt, Record, RunStatus, SweepDir, append_batch, read_job_try, write_whole
 from em_core.known_methods import IMPORTED
 from em_core.lock import locked
-from em_core.tasks import EXTERNAL
 from launchers.causes import CANCELLED, NON_FINITE
 from sweeps.complaints import unknown
 from sweeps.expand import Config
@@ -306,7 +305,7 @@ def _known(sweep: SweepDir, manifest: Manifest) -> tuple[dict[str, Attempt], int
 def _evaluations(choice: Choice) -> dict[str, Evaluation]:
     """Metric -> the measurement it is."""
     tasks = {name: f"-{name}" if name in choice.minimized else name for name in choice.metrics}
-    return {name: Evaluation(task=task, task_key=EXTERNAL + task) for name, task in tasks.items()}
+    return {name: Evaluation(task=task, task_key=f"{IMPORTED}:{task}") for name, task in tasks.items()}
 
 
 def _wanted(
