@@ -15,6 +15,7 @@ from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus
 from sweeps.complaints import unknown
 from sweeps.importing import Curves, Found, typed
+from sweeps.manifest import EXPLORE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -141,15 +142,16 @@ def as_found(runs: Sequence[Run], metric: str) -> tuple[list[Found], list[str]]:
     """The runs that are results, and what is to be said of the others.
 
     A nested run has the params of those above it, unless it logged others. Left out are runs that have not ended, those that
-    finished without the metric, and those that only hold others together.
+    finished without the metric, those that only hold others together, and what `emsweep export` says was excluded.
     """
     by_id = {run.info.run_id: run for run in runs}
     above = {run.data.tags.get("mlflow.parentRunId") for run in runs}
     found, running, without = [], 0, 0
     for run in runs:
-        status = STATUSES.get(run.info.status)
+        tags = run.data.tags
+        status = RunStatus.DIVERGED if tags.get("emsweep.diverged") else STATUSES.get(run.info.status)
         has = metric in run.data.metrics
-        if not has and run.info.run_id in above:
+        if (not has and run.info.run_id in above) or "emsweep.excluded" in tags:
             continue
         if status is None or (status is RunStatus.COMPLETED and not has):
             running, without = running + (status is None), without + (status is not None)
@@ -163,7 +165,8 @@ def as_found(runs: Sequence[Run], metric: str) -> tuple[list[Found], list[str]]:
                 f"MLflow run {run.info.run_id}" + (f" ({run.info.status})" if status is not RunStatus.COMPLETED else ""),
                 _seconds(run.info.start_time),
                 _seconds(run.info.end_time),
-                run.data.tags.get("mlflow.source.git.commit"),
+                tags.get("mlflow.source.git.commit"),
+                tags.get("emsweep.stage", EXPLORE),
             )
         )
     if not found:

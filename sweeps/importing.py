@@ -55,6 +55,7 @@ class Found:
     started: float | None = None
     ended: float | None = None
     commit: str | None = None
+    stage: str = EXPLORE
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _configs(found: Iterable[Found], choice: Choice, sweep: str) -> dict[str, Co
 
 def param_name(name: str) -> str:
     """A param's name as a spec could write it behind `params.`: letters, digits, `_` and dots between them."""
-    name = re.sub(r"[^A-Za-z0-9_.]", "_", name)
+    name = re.sub(r"[^A-Za-z0-9_.]", "_", name.removeprefix(PARAMS))
     if PARAM_NAME.fullmatch(PARAMS + name):
         return name
     name = name.replace(".", "_")
@@ -337,7 +338,7 @@ def _wanted(
     runs = {p.run_id: p for p in placed if p.run_id not in manifest.runs}
     for p in runs.values():
         who = {"run_id": p.run_id, "config_id": p.config.config_id, "seed": p.seed, "repeat": p.repeat, "arm": None}
-        yield "run", {**who, "stage": EXPLORE, "why": "import", "t": now}
+        yield "run", {**who, "stage": p.found.stage, "why": "import", "t": now}
 
 
 def _told(training: TrainingConfig) -> dict[str, Any]:
