@@ -37,7 +37,7 @@ def _course(grid: Grid) -> str:
         if base and base.mean > peaked.mean and len(grid.common_steps) == 1:
             parts.append(f"and ends at {interval(peaked)} {at(peak)}")
         elif len(grid.common_steps) > 1:
-            parts.append(f"and is highest at the end, {interval(peaked)} {at(peak)}")
+            parts.append(f"{'and ' if base else ''}is highest at the end, {interval(peaked)} {at(peak)}")
         else:
             parts.append(f"and ends at {interval(peaked)} {at(peak)}" if base else f"is {interval(peaked)} {at(peak)}")
     else:

@@ -108,7 +108,7 @@ def test_steps_runs_and_no_seed(here: Path, capsys: pytest.CaptureFixture[str]) 
     bring("table", "long.csv", "--metric", "bleu", "--step", "epoch", "--run", "name", "--name", "mt")
     said = " ".join(capsys.readouterr().out.split())
     assert "no param is a seed: runs of equal params are numbered" in said
-    assert "bleu is highest at the end, 30.625" in said
+    assert "bleu is highest at the end, 30.625 [22.684, 38.566] at step 20" in said
     assert ask("SELECT params.lr::DOUBLE, seed, step, accuracy FROM scores WHERE status = 'completed' ORDER BY ALL") == [
         (0.1, 0, 10, 20.5), (0.1, 0, 20, 31.25), (0.1, 1, 10, 22.0), (0.1, 1, 20, 30.0),
     ]  # fmt: skip
