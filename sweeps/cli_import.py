@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from em_core.errors import UserError
 from sweeps.options import RESULTS, RUNS, Db, Root, plain_console
 
 if TYPE_CHECKING:
-    from sweeps.importing import Imported
+    from sweeps.importing import Curves, Found, Imported
 
 app = typer.Typer(no_args_is_help=True, help="Bring in results of other tools, so that report, compare and SQL work on them.")
 
@@ -50,7 +51,7 @@ def mlflow(
     db: Db = RESULTS,
 ) -> None:
     """Bring in the runs of an MLflow experiment; again: those that are new."""
-    from functools import partial
+    from rich.progress import track
 
     from em_core.journal import SweepDir
     from sweeps import import_mlflow as source
@@ -65,7 +66,13 @@ def mlflow(
     picked = importing.pick_seed(seed, results, ignored or ())
     choice = importing.Choice(judged, tuple(minimized or ()), picked, tuple(ignored or ()), step_offset)
     origin = {"from": "MLflow", "experiment": found.name, "tracking_uri": source.without_password(client.tracking_uri)}
-    _finish(importing.bring(sweep, choice, origin, results, partial(source.curves_of, client)), notes, root, db)
+    console = plain_console()
+
+    def curves_of(new: Sequence[Found]) -> Iterable[Curves]:
+        curves = source.curves_of(client, new)
+        return track(curves, found.name, len(new), console=console, transient=True, disable=not console.is_terminal)
+
+    _finish(importing.bring(sweep, choice, origin, results, curves_of), notes, root, db)
 
 
 @app.command()

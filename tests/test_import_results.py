@@ -23,6 +23,7 @@ from analysis.queries import load, sql
 from em_core.journal import SweepDir
 from sweeps import cli
 from sweeps.importing import param_name, typed
+from tests.journals import Sweep
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 WIDE = """lr,width,seed,acc,loss
@@ -270,8 +271,8 @@ def test_texts_get_their_types_back(text: str, value: Any) -> None:
 
 @pytest.mark.fast
 def test_names_of_params_are_those_a_spec_could_write() -> None:
-    assert [param_name(n) for n in ("lr", "optim.lr", "model/dim", "a b", "1st", "a..b", "é")] == [
-        "lr", "optim.lr", "model_dim", "a_b", "_1st", "a__b", "_",
+    assert [param_name(n) for n in ("lr", "params.lr", "optim.lr", "model/dim", "a b", "1st", "a..b", "é")] == [
+        "lr", "lr", "optim.lr", "model_dim", "a_b", "_1st", "a__b", "_",
     ]  # fmt: skip
 
 
@@ -462,3 +463,25 @@ def test_from_a_server(here: Path, database: Path, capsys: pytest.CaptureFixture
     told = capsys.readouterr().err
     assert "does not answer" in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.long
+def test_what_we_exported_comes_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Params, seeds, stages, ends and scores of every run, by way of MLflow."""
+    pytest.importorskip("analysis.mlflow_export")
+    demo = Sweep(here / "runs", seeds=range(4), fresh=(3,)).write()
+    demo.mark("exclude", run_id=demo.runs[-1].run_id, reason="a test")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'ml.db'}")
+    assert call("export", "mlflow", "demo") == 0
+    bring("mlflow", "demo", "--name", "back", "--metric", "eval/arithmetic-num_samples_2/accuracy")
+    told = "stage, seed, step, accuracy FROM scores WHERE NOT excluded AND status = 'completed' AND sweep"
+    ours = ask(f"SELECT learning_rate, temperature, prompt, {told} = 'demo' ORDER BY ALL")
+    assert len(ours) > 100
+    assert (
+        ask(f"SELECT params.learning_rate::DOUBLE, params.temperature::DOUBLE, params->>'prompt', {told} = 'back' ORDER BY ALL")
+        == ours
+    )
+    ends = (
+        "SELECT status, count(*) FROM runs JOIN sweep_runs AS m USING (run_id) WHERE NOT excluded AND m.sweep = '{}' GROUP BY ALL"
+    )
+    assert dict(ask(ends.format("back"))) == {("cancelled" if k == "interrupted" else k): n for k, n in ask(ends.format("demo"))}
