@@ -118,10 +118,11 @@ def _finish(done: Imported, notes: list[str], root: Path, db: Path) -> None:
     """Say what came, bring the results up to date, and say what they show."""
     from analysis.collect import collect
     from analysis.report import print_summary, summarize
+    from sweeps.importing import counted
 
     console = plain_console()
     which = ", ".join(f"{n:,} {status}" for status, n in sorted(done.statuses.items()))
-    new = f"{done.runs:,} runs of {done.configs:,} configs imported ({which})" if done.runs else "nothing new"
+    new = f"{counted(done.runs, 'run')} of {counted(done.configs, 'config')} imported ({which})" if done.runs else "nothing new"
     console.print(f"{done.sweep}: {new}" + (f"; {done.known:,} were there before" if done.known else ""), soft_wrap=True)
     for note in [*notes, *done.notes]:
         console.print(f"- {note}", soft_wrap=True)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus
 from sweeps.complaints import unknown
-from sweeps.importing import Curves, Found, typed
+from sweeps.importing import Curves, Found, counted, typed
 from sweeps.manifest import EXPLORE
 
 if TYPE_CHECKING:
@@ -170,8 +170,8 @@ def as_found(runs: Sequence[Run], metric: str) -> tuple[list[Found], list[str]]:
             )
         )
     if not found:
-        raise UserError(f"none of the {len(runs):,} runs has ended with `{metric}`, or failed")
-    left_out = [f"{n:,} runs {why}" for n, why in ((running, "that have not ended"), (without, f"without `{metric}`")) if n]
+        raise UserError(f"of {counted(len(runs), 'run')} none has ended with `{metric}`, or failed")
+    left_out = [f"{counted(n, 'run')} {why}" for n, why in ((running, "still running"), (without, f"without `{metric}`")) if n]
     return found, [f"left out: {', '.join(left_out)}"] if left_out else []
 
 

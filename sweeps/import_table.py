@@ -82,7 +82,11 @@ def _rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: a table is a {', '.join(TABLES)} file")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    rows: list[Row] = [{str(k).removeprefix("\ufeff"): v for k, v in row.items() if k is not None} for row in read_rows(path)]
+    table = read_rows(path)
+    for number, row in enumerate(table, 1):
+        if None in row:
+            raise UserError(f"{path}, row {number}: has more cells than the table has columns")
+    rows: list[Row] = [{str(k).removeprefix("\ufeff"): v for k, v in row.items()} for row in table]
     if not rows:
         raise UserError(f"{path}: the table has no rows")
     if path.suffix == ".csv":

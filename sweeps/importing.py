@@ -98,6 +98,11 @@ def typed(text: str) -> Scalar:
     return value if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)) else text
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 run`, `1,024 runs`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def sweep_name(said: str | None, source: str) -> str:
     """The name that was given, or one made of the source's. Raises `UserError` where the given one cannot be a sweep's."""
     [form] = [m.pattern for m in Spec.model_fields["name"].metadata if hasattr(m, "pattern") and m.pattern]
@@ -207,7 +212,7 @@ def _with_seeds(found: Sequence[Found], seed: str | None) -> tuple[list[Found], 
             raise UserError(f"{f.message}: {is_what}; name the seed's param (--seed), or number equal runs (--ignore {seed})")
     lost = len(found) - len(kept)
     notes = [f"the seed is `{seed}`"]
-    return kept, notes + ([f"left out: {lost:,} runs that ended before they told it"] if lost else [])
+    return kept, notes + ([f"left out: {counted(lost, 'run')} that ended before telling it"] if lost else [])
 
 
 def _configs(found: Iterable[Found], choice: Choice, sweep: str) -> dict[str, Config]:
@@ -269,7 +274,7 @@ def _doubts(placed: Sequence[Placed], choice: Choice) -> list[str]:
     notes = []
     repeats = sum(p.repeat > 0 for p in placed)
     if repeats:
-        notes.append(f"{repeats:,} runs have the params and the seed of another: they count as its repeats, not as replicates")
+        notes.append(f"{counted(repeats, 'run')} with the params and the seed of another: repeats of it, no replicates")
     sizes = Counter(p.config.config_id for p in placed)
     if len(placed) > 1 and max(sizes.values()) == 1:
         values = defaultdict(set)

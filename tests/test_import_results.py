@@ -136,7 +136,7 @@ def test_the_same_seed_again_is_a_repeat_and_a_failure_an_attempt(here: Path, ca
     (here / "r.csv").write_text("lr,seed,acc\n1,0,\n1,0,0.5\n1,0,0.75\n1,1,0.25\n")
     bring("table", "r.csv", "--metric", "acc")
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 runs have the params and the seed of another: they count as its repeats" in said
+    assert "1 run with the params and the seed of another: repeats of it" in said
     assert ask("SELECT seed, repeat, status, attempts FROM runs ORDER BY ALL") == [
         (0, 0, "completed", 2), (0, 1, "completed", 1), (1, 0, "completed", 1),
     ]  # fmt: skip
@@ -205,6 +205,7 @@ def tree(folder: Path) -> dict[str, str]:
         (["notes.txt", "--metric", "acc"], "a table is a .parquet, .jsonl, .csv file"),
         (["empty.csv", "--metric", "acc"], "the table has no rows"),
         (["twice.csv", "--metric", "acc", "--step", "s"], "step 1 of this run was told before; --run COLUMN says"),
+        (["ragged.csv", "--metric", "acc"], "row 2: has more cells than the table has columns"),
         (["clash.csv", "--metric", "acc"], "two of its params would be `params.a_b`"),
     ],
 )
@@ -212,6 +213,7 @@ def test_mistakes_in_one_line(here: Path, capsys: pytest.CaptureFixture[str], ar
     (here / "notes.txt").write_text("hi")
     (here / "empty.csv").write_text("lr,acc\n")
     (here / "twice.csv").write_text("lr,s,acc\n1,1,0.5\n1,1,0.75\n")
+    (here / "ragged.csv").write_text("lr,acc\n1,0.5\n1,0.5,2\n")
     (here / "clash.csv").write_text("a/b,a b,acc\n1,1,0.5\n")
     assert call("import", "table", *args) == 2
     told = capsys.readouterr().err
@@ -350,8 +352,8 @@ def test_an_experiment_of_mlflow(here: Path, database: Path, capsys: pytest.Capt
     bring("mlflow", "bert tuning", *uri(database), "--metric", "val/acc")
     said = " ".join(capsys.readouterr().out.split())
     assert "bert-tuning: 14 runs of 4 configs imported (1 cancelled, 11 completed, 1 diverged, 1 failed)" in said
-    assert "left out: 1 runs that have not ended, 1 runs without `val/acc`" in said
-    assert "left out: 1 runs that ended before they told it" in said
+    assert "left out: 1 run still running, 1 run without `val/acc`" in said
+    assert "left out: 1 run that ended before telling it" in said
     assert "step 0 of `val/acc` is taken for the score before training" in said
     assert ask(STORED) == EXPECTED, "of two values at one step the one logged later counts"
     assert ask("SELECT DISTINCT params.model_dim::INT FROM configs") == [(64,)], "the params of the run above"
@@ -373,7 +375,7 @@ def test_an_experiment_of_mlflow(here: Path, database: Path, capsys: pytest.Capt
     client.log_metric(run, "val/acc", 0.875, step=40)
     client.set_terminated(run)
     bring("mlflow", experiment, "--tracking-uri", str(copy), "--metric", "val/acc")
-    assert "1 runs of 1 configs imported" in capsys.readouterr().out
+    assert "1 run of 1 config imported" in capsys.readouterr().out
     assert ask("SELECT status, attempts, repeat FROM runs WHERE seed = 9") == [("completed", 2, 0)], "the failed run, tried again"
 
 
