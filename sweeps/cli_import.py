@@ -12,7 +12,8 @@ from em_core.errors import UserError
 from sweeps.options import RESULTS, RUNS, Db, Root, plain_console
 
 if TYPE_CHECKING:
-    from sweeps.importing import Curves, Found, Imported
+    from sweeps.import_journal import Imported
+    from sweeps.importing import Curves, Found
 
 app = typer.Typer(no_args_is_help=True, help="Bring in results of other tools, so that report, compare and SQL work on them.")
 
@@ -56,6 +57,7 @@ def mlflow(
     from em_core.journal import SweepDir
     from sweeps import import_mlflow as source
     from sweeps import importing
+    from sweeps.import_journal import bring
 
     client = source.open_tracking(tracking_uri)
     found = source.find_experiment(client, experiment)
@@ -72,7 +74,7 @@ def mlflow(
         curves = source.curves_of(client, new)
         return track(curves, found.name, len(new), console=console, transient=True, disable=not console.is_terminal)
 
-    _finish(importing.bring(sweep, choice, origin, results, curves_of), notes, root, db)
+    _finish(bring(sweep, choice, origin, results, curves_of), notes, root, db)
 
 
 @app.command()
@@ -96,6 +98,7 @@ def table(
     """Bring in a table of results; again: the rows that are new. All columns that are nothing else are params."""
     from em_core.journal import SweepDir
     from sweeps import importing
+    from sweeps.import_journal import bring
     from sweeps.import_table import read_table
 
     if not metrics and not minimized:
@@ -107,7 +110,7 @@ def table(
     picked = importing.pick_seed(seed, found, ignored or ())
     choice = importing.Choice(judged, tuple(minimized or ()), picked, tuple(ignored or ()), step_offset)
     _finish(
-        importing.bring(sweep, choice, {"from": str(file.resolve())}, found, lambda new: [curves[f.source] for f in new]),
+        bring(sweep, choice, {"from": str(file.resolve())}, found, lambda new: [curves[f.source] for f in new]),
         [],
         root,
         db,
