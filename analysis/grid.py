@@ -20,6 +20,8 @@ from em_core.errors import UserError
 
 Point = int | Literal["last"]
 """A step, or each run's own last step."""
+IMPORTED = "imported:"
+"""How the `task_key` of a metric begins that another tool recorded."""
 EXPLORE = ~pl.col("excluded") & (pl.col("stage") == "explore")
 
 
@@ -65,6 +67,21 @@ class Grid:
         for values in self._by_step:  # in order of steps: the last one that a run has stays
             np.copyto(last, values, where=np.isfinite(values))
         return last
+
+    @property
+    def can_train(self) -> bool:
+        """Whether more runs can be trained: not of imported results."""
+        return not self.metric_key.startswith(IMPORTED)
+
+    @property
+    def metric(self) -> str:
+        """What `accuracy` is called: of imported results the name of their metric."""
+        return "accuracy" if self.can_train else self.metric_key.removeprefix(IMPORTED)
+
+    @property
+    def metric_key(self) -> str:
+        """The `task_key` of what is measured; "" where no spec names it."""
+        return str(self.evaluation.get("task_key") or "")
 
     @cached_property
     def steps(self) -> tuple[int, ...]:

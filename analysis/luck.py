@@ -57,16 +57,16 @@ def _headline(found: Evidence) -> str:
     if not np.isfinite(curse.corrected):
         return (
             f"The best config's {curse.selected_mean:.3f} was selected among {curse.n_configs:,} and is biased up; by how much "
-            f"cannot be told from {curse.n_seeds} seed{'s' * (curse.n_seeds != 1)}: `emsweep confirm {found.grid.sweep}` runs "
-            "fresh ones."
+            f"cannot be told from {curse.n_seeds} seed{'s' * (curse.n_seeds != 1)}"
+            + (f": `emsweep confirm {found.grid.sweep}` runs fresh ones." if found.grid.can_train else ".")
         )
     lo, hi = curse.lo, curse.hi
     if found.values[np.isfinite(found.values)].min() >= 0 and found.values[np.isfinite(found.values)].max() <= 1:
         lo, hi = max(lo, 0.0), min(hi, 1.0)  # a share
     return (
         f"The best config's {curse.selected_mean:.3f} was selected among {curse.n_configs:,} and is biased up by about "
-        f"{max(curse.bias, 0.0):.3f}: expect {curse.corrected:.3f} [{lo:.3f}, {hi:.3f}] on fresh seeds "
-        f"(`emsweep confirm {found.grid.sweep}` measures it)."
+        f"{max(curse.bias, 0.0):.3f}: expect {curse.corrected:.3f} [{lo:.3f}, {hi:.3f}] on fresh seeds"
+        + (f" (`emsweep confirm {found.grid.sweep}` measures it)." if found.grid.can_train else ".")
     )
 
 
@@ -97,11 +97,8 @@ def _missing(found: Evidence) -> str:
         verdict = "depends on the config" if p < 0.05 else "cannot be shown to depend on the config"
         said += f"; that {verdict} (p = {p:.3f})" if p >= 0.001 else f"; that {verdict} (p < 0.001)"
     flips = found.readings.best_flips
-    said += (
-        "; counted as the base model or as the worst run, they change which config is best"
-        if flips
-        else "; counted as the base model or as the worst run, the best config stays the same"
-    )
+    counted = " or ".join(reading.how for reading in found.readings.readings[1:])
+    said += f"; counted {counted}, " + ("they change which config is best" if flips else "the best config stays the same")
     if found.readings.ties_flip and not flips:
         said += ", but not which are tied with it"
     return said + "."

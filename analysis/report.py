@@ -241,6 +241,7 @@ def _evaluation(grid: Grid) -> str:
         return "no evaluation has a result"
     how = "greedy" if e["temperature"] == 0 else f"sampled at temperature {e['temperature']:g}"
     how += f" by {e['decoding']}" if e.get("decoding", "sample") != "sample" else ""
+    how = "imported" if grid.metric != "accuracy" else how
     samples = f", {e['num_samples']} answers per question" if e["num_samples"] > 1 else ""
     first = f"; the first of {grid.n_evaluations} evaluations" if grid.n_evaluations > 1 else ""
     return f"{e['task']}, {how}{samples} ({e['eval_id']}{first})"

@@ -37,7 +37,7 @@ def _course(grid: Grid) -> str:
         if base and base.mean > peaked.mean and len(grid.common_steps) == 1:
             parts.append(f"and ends at {interval(peaked)} {at(peak)}")
         elif len(grid.common_steps) > 1:
-            parts.append(f"and is highest at the end, {interval(peaked)} {at(peak)}")
+            parts.append(f"{'and ' if base else ''}is highest at the end, {interval(peaked)} {at(peak)}")
         else:
             parts.append(f"and ends at {interval(peaked)} {at(peak)}" if base else f"is {interval(peaked)} {at(peak)}")
     else:
@@ -45,7 +45,7 @@ def _course(grid: Grid) -> str:
         parts.append(f"{verb} at {interval(peaked)} {at(peak)}")
         parts.append(f"and ends at {interval(_mean(grid, last))} {at(last)}")
     replicates = f"mean and 95% t-interval over n = {peaked.n} seeds" if peaked.n > 1 else "one seed, so no interval"
-    return f"{over}, accuracy {', '.join(parts).replace(', and', ' and')} ({replicates}){_left_out(grid)}."
+    return f"{over}, {grid.metric} {', '.join(parts).replace(', and', ' and')} ({replicates}){_left_out(grid)}."
 
 
 def _mean(grid: Grid, point: Point) -> Interval:
@@ -95,7 +95,7 @@ def _widest(grid: Grid, point: Point) -> str:
     negative = any(s.min < 0 for s in cells.values())
     (where, widest), spread = max(cells.items(), key=lambda item: _width(item[1], negative))
     if spread.max == spread.min:
-        return f"The seed changes nothing: every config has the same accuracy for all of its n = {n} seeds."
+        return f"The seed changes nothing: every config has the same {grid.metric} for all of its n = {n} seeds."
     if negative:
         ratio = f"a range of {spread.max - spread.min:.3f}"
     elif spread.min == 0:

@@ -158,8 +158,8 @@ class TrainingConfig(Strict):
 
     @property
     def loads_model(self) -> bool:
-        """True where a run loads `model_name_or_path`; a rehearsal and a trainer of one's own do not."""
-        return self.method not in ("noop", "external")
+        """True where a run loads `model_name_or_path`; a rehearsal, a trainer of one's own and what was imported do not."""
+        return self.method not in ("noop", "external", "imported")
 
     def flat(self) -> dict[str, Scalar]:
         """Every field, each of `params` under the name it has in a spec: `params.NAME`."""
@@ -306,7 +306,7 @@ def config_id(config: TrainingConfig, model_key: str) -> str:
 
     `model_key` is what the model *is* (`hub:ID@REVISION` or `sha256:...` of its files), never its path, so that a
     moved folder keeps its runs and another model under the same path does not inherit them. Of a trainer of one's own
-    it is the command as the spec writes it (`em_core.models.external_key`).
+    it is the command as the spec writes it (`em_core.models.external_key`), of imported runs `imported:` and the sweep's name.
     """
     fields = TrainingConfig.model_fields
     said: dict[str, Any] = {}

@@ -39,9 +39,13 @@ _POLICY_GRADIENT = _ALWAYS | _ROLLOUT | _OPTIMIZER | {"kl_coef", "entropy_coef",
 _GRPO = frozenset(_POLICY_GRADIENT | {"scale_rewards", "epsilon", "epsilon_high", "top_entropy_quantile"})
 _LABELED = _GRPO | {"answer"}
 
+IMPORTED = "imported"
+"""The method of runs that another tool trained and recorded."""
+
 KNOWN: dict[str, Known] = {
     "noop": Known(1, None),
     "external": Known(1, None),
+    IMPORTED: Known(1, frozenset({"method", "params"})),
     "em": Known(1, _EM),
     "em_rl_sequence": Known(1, frozenset(_POLICY_GRADIENT), needs_group=True),
     "em_rl_token": Known(1, frozenset(_POLICY_GRADIENT), needs_group=True),
@@ -69,4 +73,6 @@ KNOWN: dict[str, Known] = {
     ),
     "dler": Known(1, _LABELED - {"scale_rewards"}, needs_answer=True, needs_group=True),
 }  # fmt: skip
-"""By name. Clip-higher is `grpo` with `epsilon_high: 0.28`; the 80/20 rule is `top_entropy_quantile: 0.2`."""
+"""By name. `imported` trains nothing: what `emsweep import` brings has it.
+
+Clip-higher is `grpo` with `epsilon_high: 0.28`; the 80/20 rule is `top_entropy_quantile: 0.2`."""

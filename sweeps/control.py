@@ -15,7 +15,7 @@ from launchers.halting import halted
 from sweeps.chains import start_of
 from sweeps.choose import choose
 from sweeps.complaints import unknown
-from sweeps.manifest import Manifest, read_manifest
+from sweeps.manifest import Manifest, read_manifest, refuse_imported
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob
 
@@ -89,6 +89,7 @@ def retry(root: Path, target: str, where: Sequence[str] = (), causes: Collection
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             observer = Observer(sweep)
             manifest = read_manifest(sweep)
+            refuse_imported(manifest)
             view = observer.look(manifest)
             failures: dict[str, list[Attempt]] = {}
             for t in observer.tries():

@@ -21,7 +21,7 @@ from launchers.scheduler import SETTLE
 from launchers.slurm import own_job_id
 from sweeps.handout import FRUITLESS_ROUNDS, Round, ensure_follow_up, play_round
 from sweeps.looks import look, saving
-from sweeps.manifest import Manifest, read_manifest
+from sweeps.manifest import Manifest, read_manifest, refuse_imported
 from sweeps.observe import Observer
 from sweeps.reconcile import View
 from sweeps.seeds import SeedBudget
@@ -35,6 +35,7 @@ PATIENCE = 300.0
 def as_submitted(manifest: Manifest, sets: Sequence[str] = ()) -> tuple[Spec, Site]:
     """The spec as it was when the sweep was last submitted, whatever became of its file, with further overrides; the site as it
     is now."""
+    refuse_imported(manifest)
     path = Path(manifest.spec["spec_path"])
     site = enter_site(path)
     return load_spec(path, [*manifest.spec.get("sets", ()), *sets], site, manifest.spec["spec"]), site

@@ -103,11 +103,13 @@ Batch = list[tuple[str, Mapping[str, Any]]]
 
 
 def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[str, Any]) -> Batch:
-    """What is to be appended so that the manifest wants `expansion`; nothing where it already does.
+    """What is to be appended so that the manifest wants `expansion`; nothing where it already does. Raises `UserError` for
+    a sweep that was imported.
 
     For `why` "spec" the expansion is the whole of what the spec wants: runs of earlier specs that it no longer names
     are marked excluded, and marked included again when they come back. Runs that confirm are never the spec's.
     """
+    refuse_imported(before)
     now = time.time()
     batch: Batch = []
     said = {"sweep": expansion.sweep, **spec, "evaluations": [[i, list(steps)] for i, _, steps in expansion.evaluations]}
@@ -137,6 +139,13 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
             if reason == LEFT_THE_SPEC and run_id in asked:
                 batch.append(("include", {"run_id": run_id, "reason": BACK_IN_THE_SPEC, "t": now}))
     return batch
+
+
+def refuse_imported(manifest: Manifest) -> None:
+    """Raise `UserError` where a sweep holds results of another tool: nothing of it can be trained here."""
+    if manifest.spec.get("imported"):
+        name = manifest.spec["sweep"]
+        raise UserError(f"{name} holds imported results, which cannot be trained here; a sweep of your own needs another name")
 
 
 def missing_parents(before: Manifest, wanted: Collection[Wanted]) -> list[Wanted]:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from em_core.config import PARAMS, TrainingConfig, reads
-from em_core.known_methods import KNOWN
+from em_core.known_methods import IMPORTED, KNOWN
 from sweeps.spec import Spec
 
 
@@ -16,7 +16,7 @@ def spec_schema() -> dict[str, Any]:
     training = TrainingConfig.model_json_schema()
     fields: dict[str, Any] = training["properties"]
     for name, field in fields.items():
-        field["description"] += f" Read by: {', '.join(m for m in KNOWN if name in reads(m))}."
+        field["description"] += f" Read by: {', '.join(m for m in KNOWN if m != IMPORTED and name in reads(m))}."
     param = fields.pop("params")["description"]
     fields["prompt"] = {"description": fields["prompt"]["description"], "type": ["string", "object"]}
     table: dict[str, Any] = {"type": "object", "required": ["table", "top"]}

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, Val
 
 from em_core.config import CHAINED, PARAMS, STOP, Asking, Execution, Strict, TrainingConfig
 from em_core.errors import UserError
-from em_core.known_methods import KNOWN
+from em_core.known_methods import IMPORTED, KNOWN
 from sweeps.complaints import complaint, said_as, unknown
 from sweeps.own import wrong_param
 from sweeps.resources import Resources, check_processes
@@ -229,8 +229,10 @@ def check_field(name: str, value: Any, path: Path_) -> Any:
         value = FIELD_TYPES[name].validate_python(value)
     except ValidationError as error:
         raise SpecError(path, complaint(error.errors()[0])) from None
+    if name == "method" and value == IMPORTED:
+        raise SpecError(path, "`imported` marks results that `emsweep import` brought: it cannot be trained")
     if name == "method" and value not in KNOWN:
-        raise SpecError(path, unknown("method", value, KNOWN))
+        raise SpecError(path, unknown("method", value, (m for m in KNOWN if m != IMPORTED)))
     return value
 
 

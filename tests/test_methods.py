@@ -168,7 +168,7 @@ def test_chunks_do_not_move_the_terms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.fast
 def test_methods_agree_with_the_vocabulary() -> None:
-    assert set(METHODS) == set(KNOWN) - {"noop", "external"}
+    assert set(METHODS) == set(KNOWN) - {"noop", "external", "imported"}
     for name, method in METHODS.items():
         assert set(TrainingConfig.model_fields) >= reads(name)
         assert ("answer" in reads(name)) == KNOWN[name].needs_answer

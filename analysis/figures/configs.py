@@ -30,7 +30,7 @@ def seed_strip(grid: Grid, point: Point, folder: Path) -> Drawn:
     axes.set_yticks(range(len(shown)), [short_name(grid, c) for c in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"accuracy {at(point)}")
+    axes.set_xlabel(f"{grid.metric} {at(point)}")
     cut = f" The {MOST_ROWS} best of {len(ordered):,} configs; the table has all." if len(ordered) > MOST_ROWS else ""
     rows = f"Rows: {', '.join(grid.varied)}, best first. " if grid.varied else ""
     widened = ", widened for the looks of the seed budget" if grid.about.get("seed_looks") else ""
@@ -61,7 +61,7 @@ def caterpillar(found: Evidence, folder: Path) -> Drawn | None:
     axes.set_yticks(range(shown.height), [short_name(grid, row_of[c]) for c in shown["config_id"]])
     axes.set_ylim(shown.height - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"accuracy minus that of the best config, {at(found.point)}")
+    axes.set_xlabel(f"{grid.metric} minus that of the best config, {at(found.point)}")
     tied, all_ = int(table["tied"].sum()) - 1, table.height - 1
     cut = f" The {MOST_ROWS} best of {table.height:,} configs." if table.height > MOST_ROWS else ""
     caption = (

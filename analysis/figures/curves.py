@@ -36,7 +36,7 @@ def learning_curves(grid: Grid, folder: Path) -> Drawn:
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
     for axes in all_axes[:, 0]:
-        axes.set_ylabel("accuracy")
+        axes.set_ylabel(grid.metric)
     all_axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if colour:
         from matplotlib.lines import Line2D
@@ -46,8 +46,9 @@ def learning_curves(grid: Grid, folder: Path) -> Drawn:
         figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, labelcolor=MUTED)
     others = [f for f in grid.varied if f not in panels and f != colour]
     over = f", averaged over configs that differ in {listed(others)}" if others else ""
+    what, base = "Accuracy" if grid.can_train else grid.metric, " (0 is the base model)" if 0 in grid.steps else ""
     caption = (
-        f"Accuracy by training step (0 is the base model). Thin lines: one seed each{over}; bold line: the mean over seeds; "
+        f"{what} by training step{base}. Thin lines: one seed each{over}; bold line: the mean over seeds; "
         f"band: 95% t-interval of the mean over seeds. Only completed runs; {_seeds_by_step(grid)}."
     )
     return save(figure, folder, "curves", "Learning curves", caption)

@@ -42,7 +42,7 @@ def heatmaps(grid: Grid, point: Point, folder: Path) -> Drawn | None:
         lost[r, c] = bad[here].sum()
     figure = new_figure(9, min(0.46 * shape[0], 6) + 0.9)
     pair = figure.subplots(1, 2, sharey=True)
-    for axes, table, title in ((pair[0], mean, "mean accuracy"), (pair[1], sd, "sd over seeds")):
+    for axes, table, title in ((pair[0], mean, f"mean {grid.metric}"), (pair[1], sd, "sd over seeds")):
         _heatmap(axes, table, n, lost)
         axes.set_title(title, loc="left", color=INK)
         slope = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if shape[1] > 6 else {}
@@ -62,7 +62,7 @@ def heatmaps(grid: Grid, point: Point, folder: Path) -> Drawn | None:
         else f"Each cell has {runs} completed runs; x: some runs of the cell diverged or failed and are left out."
     )
     caption = (
-        f"{upper(at(point))}. Left: mean accuracy; right: sample sd between seeds of one config "
+        f"{upper(at(point))}. Left: mean {grid.metric}; right: sample sd between seeds of one config "
         f"(pooled within a cell). {marks}{averaged}"
     )
     return save(figure, folder, "heatmaps", "Mean and seed spread", caption)

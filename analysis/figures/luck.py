@@ -44,8 +44,9 @@ def variance_bars(found: Evidence, folder: Path) -> Drawn | None:
         axes.grid(axis="y", visible=False)
         axes.set_title(f"share of the variance {title}", loc="left", color=INK)
     caption = (
-        "Bars: variance components of accuracy between runs as shares of their sum (random-effects analysis of variance); "
-        "orange: luck (what another seed would change); line: 95% interval, for normal effects. Estimates below 0 are shown as 0."
+        f"Bars: variance components of {found.grid.metric} between runs as shares of their sum (random-effects analysis of "
+        "variance); orange: luck (what another seed would change); line: 95% interval, for normal effects. Estimates below 0 are "
+        "shown as 0."
     )
     return save(figure, folder, "variance", "What the differences come from", caption)
 
@@ -61,7 +62,7 @@ def best_of_k(found: Evidence, folder: Path) -> Drawn | None:
     for told, hue, label in ((runs, SERIES[1], "single runs"), (configs, SERIES[0], "configs, by the mean over their seeds")):
         axes.plot(told.k, told.expected, color=hue, lw=1.7, label=label)
     axes.set_xlabel("k tries")
-    axes.set_ylabel(f"expected best accuracy {at(found.point)}")
+    axes.set_ylabel(f"expected best {found.grid.metric} {at(found.point)}")
     if configs.n > 50:
         axes.set_xscale("log")
         ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t <= configs.n]
@@ -100,7 +101,7 @@ def seeds_for(found: Evidence, folder: Path) -> Drawn | None:
     axes.minorticks_off()
     ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if d[0] <= t <= d[-1]]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.set_xlabel("difference in accuracy between two configs")
+    axes.set_xlabel(f"difference in {found.grid.metric} between two configs")
     axes.set_ylabel("seeds per config")
     axes.legend(frameon=False, labelcolor=MUTED)
     caption = (
