@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Grid:
     `scores` has one row per completed run and step (`config`: row in `configs`, `seed`, `step`, `accuracy`), of the
     first evaluation in the spec. `seeds` are all that were planned; `lost` (configs, seeds) is True where the run diverged
     or failed. Excluded runs are left out of everything, and so are those of the stage `confirm`: what
-    chose a config and what confirms it are never mixed.
+    chose a config and what confirms it are never mixed. `judged` is where a study's objective compares configs, if it says so.
     """
 
     sweep: str
@@ -42,6 +42,15 @@ class Grid:
     seeds: tuple[int, ...]
     scores: pl.DataFrame
     lost: Bools
+    judged: Point | None = None
+
+    def only(self, config_ids: Sequence[str], judged: Point | None = None) -> Grid:
+        """The same of these configs alone, compared at `judged` where that is said."""
+        kept = np.isin(self.configs["config_id"].to_numpy(), list(config_ids))
+        renumbered = np.cumsum(kept) - 1
+        scores = self.scores.filter(pl.Series(kept[self.scores["config"].to_numpy()], dtype=pl.Boolean))
+        scores = scores.with_columns(pl.Series("config", renumbered[scores["config"].to_numpy()], dtype=pl.Int64))
+        return replace(self, configs=self.configs.filter(pl.Series(kept)), scores=scores, lost=self.lost[kept], judged=judged)
 
     def accuracy(self, point: Point) -> Floats:
         """(configs, seeds), NaN where there is no completed run or no such evaluation."""
@@ -80,7 +89,12 @@ class Grid:
 
     @cached_property
     def compared(self) -> Point | None:
-        """Where configs are compared: the common step with the highest grid mean; none: each run's last step, if any."""
+        """Where configs are compared: the common step with the highest grid mean; none: each run's last step, if any.
+
+        Of a study: where its objective compares them.
+        """
+        if self.judged is not None and self.scores.height:
+            return self.judged
         if self.common_steps:
             return max(self.common_steps, key=lambda s: (np.nanmean(seed_means(self.accuracy(s))), -s))
         return "last" if self.scores.height else None

@@ -214,8 +214,10 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
             "repeats",
             "runs",
             "scores",
+            "studies",
             "sweep_runs",
             "sweeps",
+            "trials",
         )
     ]
     assert sql(db, "DESCRIBE cells").height > 20
