@@ -46,11 +46,12 @@ class Grid:
 
     def only(self, config_ids: Sequence[str], judged: Point | None = None) -> Grid:
         """The same of these configs alone, compared at `judged` where that is said."""
-        kept = np.isin(self.configs["config_id"].to_numpy(), list(config_ids))
-        renumbered = np.cumsum(kept) - 1
-        scores = self.scores.filter(pl.Series(kept[self.scores["config"].to_numpy()], dtype=pl.Boolean))
-        scores = scores.with_columns(pl.Series("config", renumbered[scores["config"].to_numpy()], dtype=pl.Int64))
-        return replace(self, configs=self.configs.filter(pl.Series(kept)), scores=scores, lost=self.lost[kept], judged=judged)
+        row = pl.int_range(pl.len(), dtype=pl.Int64)
+        kept = self.configs.with_columns(row.alias("config")).filter(pl.col("config_id").is_in(list(config_ids)))
+        renumbered = kept.select("config", row.alias("new"))
+        scores = self.scores.join(renumbered, on="config", maintain_order="left").with_columns(config="new").drop("new")
+        lost = self.lost[kept["config"].to_list()]
+        return replace(self, configs=kept.drop("config"), scores=scores, lost=lost, judged=judged)
 
     def accuracy(self, point: Point) -> Floats:
         """(configs, seeds), NaN where there is no completed run or no such evaluation."""
@@ -148,11 +149,13 @@ def read_grid(db: Path, sweep: str, eval_id: str | None = None) -> Grid:
         evaluation = {"eval_id": first["eval_id"], "task": first["task"], "temperature": 0.0, "num_samples": first["num_samples"]}
     configs, varied = _configs(frames)
     number = {c: i for i, c in enumerate(configs["config_id"])}
+    numbered = configs.select("config_id", pl.int_range(pl.len()).alias("config"))
     scores = (
         scores.filter((pl.col("eval_id") == evaluation.get("eval_id", "")) & (pl.col("status") == "completed"))
         .filter(pl.col("accuracy").is_finite())
         .unique(["run_id", "step"], maintain_order=True)  # a run in two arms was trained once
-        .select(pl.col("config_id").replace_strict(number, return_dtype=pl.Int64).alias("config"), "seed", "step", "accuracy")
+        .join(numbered, on="config_id", maintain_order="left")
+        .select("config", "seed", "step", "accuracy")
     )
     runs = frames.runs.filter(EXPLORE)
     seeds = tuple(sorted(runs["seed"].unique()))

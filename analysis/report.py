@@ -85,7 +85,14 @@ def build_report(db: Path, sweep: str, out: Path) -> Report:
         new = out / ".index.html.new"
         new.write_text(_page(judged, _size(grid, study), said, doubts, tables, drawn), encoding="utf-8")
         os.replace(new, page)
-    return Report(said, study.ranked if study else tables["configs"], doubts, page, [file for figure in drawn for file in figure.files], files)
+    return Report(
+        said,
+        study.ranked if study else tables["configs"],
+        doubts,
+        page,
+        [file for figure in drawn for file in figure.files],
+        files,
+    )
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -113,14 +120,14 @@ NOT_OF_A_STUDY = {"best_of_k", "missing", "missing_counted", "confirmed"}
 ABOUT = {
     "trials": (
         "Trials",
-        "The trials of the study, complete ones first and of these the best. value: the mean over its seeds by the objective (of a "
-        "pruned trial: over those that it got); sd: between them; runs: that this study trained for it; runs_so_far and best_so_far: "
-        "when it had ended. Only trials with all of their seeds can be the best.",
+        "The trials of the study, complete ones first and of these the best. value: the mean over its seeds by the objective (of "
+        "a pruned trial: over those that it got); sd: between them; runs: that this study trained for it; runs_so_far and "
+        "best_so_far: when it had ended. Only trials with all of their seeds can be the best.",
     ),
     "importance": (
         "Importance of the fields",
-        "PED-ANOVA: which fields tell the best trials from the others, as shares of the sum. It is not seed sensitivity: for that see "
-        "the variance components.",
+        "fANOVA over the trials with a value, pruned ones included: the share of the variance between trials that each field "
+        "explains, of the fields that all have. It is not seed sensitivity: for that see the variance components.",
     ),
     "pareto_front": (
         "Pareto front",
@@ -221,7 +228,7 @@ def _write_tables(grid: Grid, said: list[str], tables: dict[str, pl.DataFrame], 
 
 def _shown(name: str, table: pl.DataFrame) -> list[dict[str, str]]:
     """The rows as text, without columns that say nothing."""
-    told = [c for c in table.columns if c not in ("n_diverged", "n_failed", "diverged", "failed") or table[c].sum()]
+    told = [c for c in table.columns if c not in ("n_diverged", "n_failed", "diverged", "failed", "lost") or table[c].sum()]
     told = [c for c in told if table[c].null_count() < table.height or c in ("mean", "n")]
     headings = HEADINGS if name == "configs" else {}
     return [{headings.get(c, c): cell_text(c, row[c]) for c in told} for row in table.select(told).iter_rows(named=True)]
@@ -268,7 +275,8 @@ def _page(grid: Grid, size: str, said: list[str], doubts: list[str], tables: dic
 def _size(grid: Grid, study: Study | None) -> str:
     if study:
         n = study.trials.height
-        return f"A study: {n:,} trial{'s' * (n != 1)}, {study.runs:,} runs, judged by {' and '.join(o.words for o in study.objectives)}"
+        judges = " and ".join(o.words for o in study.objectives)
+        return f"A study: {n:,} trial{'s' * (n != 1)}, {study.runs:,} runs, judged by {judges}"
     configs, runs = grid.configs.height, int(grid.configs["n_planned"].sum())
     return f"{runs:,} runs of {configs:,} config{'s' * (configs != 1)}"
 

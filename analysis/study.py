@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 FEWEST = 10
-"""Complete trials below which the importance of fields is not told."""
+"""Trials with a value below which the importance of fields is not told."""
 TOP = 0.1
-"""Share of the complete trials that the importance is about (Optuna's own choice), and at least `FEWEST_TOP` of them."""
-FEWEST_TOP = 5
+"""Share of the complete trials that figures draw out as good (three at least)."""
 
 Values = dict[int, float]
 """Seed -> what a run is worth by the objective."""
@@ -119,8 +118,13 @@ class Study:
 
     @property
     def n_top(self) -> int:
-        """How many trials count as good."""
-        return min(self.complete.height, max(FEWEST_TOP, math.ceil(TOP * self.complete.height)))
+        """How many complete trials count as good."""
+        return min(self.complete.height, max(3, math.ceil(TOP * self.complete.height)))
+
+    @property
+    def valued(self) -> pl.DataFrame:
+        """Complete and pruned trials that have a value, by number."""
+        return self.trials.filter(pl.col("state").is_in(["complete", "pruned"]) & pl.col("value").is_not_null())
 
     @property
     def runs(self) -> int:
@@ -141,7 +145,11 @@ class Study:
         first = {c: row for row in reversed(self.trials.rows(named=True)) for c in [row["config_id"]]}
         rows = []
         for config_id, seeds in self.fresh.items():
-            trial, chosen, fresh = first.get(config_id, {}), finite([*self.values.get(config_id, {}).values()]), t_interval([*seeds.values()])
+            trial, chosen, fresh = (
+                first.get(config_id, {}),
+                finite([*self.values.get(config_id, {}).values()]),
+                t_interval([*seeds.values()]),
+            )
             if not fresh.n:
                 continue
             selected = float(chosen.mean()) if len(chosen) else trial.get("value")
@@ -156,19 +164,20 @@ class Study:
 
     @cached_property
     def importance(self) -> pl.DataFrame:
-        """`field`, `importance` (shares, which add up to 1), the largest first; empty below `FEWEST` complete trials.
+        """`field`, `importance` (shares, which add up to 1), the largest first; empty below `FEWEST` trials with a value.
 
-        PED-ANOVA (Watanabe et al. 2023): what tells the best `n_top` trials from all. It is not seed sensitivity.
+        fANOVA (Hutter et al. 2014): the share of the variance of the first objective that a forest fitted to the trials lays to
+        each field that all of them have. Pruned trials count, or the fields that make trials bad would seem to matter little.
         """
-        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
         schema = {"field": pl.String, "importance": pl.Float64}
-        if self.complete.height < FEWEST:
-            return pl.DataFrame(schema=schema)
         with _quiet_optuna():
-            study = self._optuna([o.direction for o in self.objectives], self.value_columns)
-            evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, self.n_top / self.complete.height))
-            found = get_param_importances(study, evaluator=evaluator) if len(study.trials) >= FEWEST else {}
+            study = self._optuna(self.valued, [self.objectives[0].sign], ["value"])
+            common = set.intersection(*(set(t.params) for t in study.trials)) if study.trials else set()
+            if len(study.trials) < FEWEST or len(common) < 2 or len({t.value for t in study.trials}) < 2:
+                return pl.DataFrame(schema=schema)
+            found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(n_trees=32, seed=0))
         rows = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -188,16 +197,17 @@ class Study:
         if known.height < 2:
             return known.clear()
         with _quiet_optuna():
-            study = self._optuna(["maximize" if sign > 0 else "minimize" for _, _, sign in self.front_axes], columns)
+            study = self._optuna(known, [sign for _, _, sign in self.front_axes], columns)
             on_it = [t.user_attrs["number"] for t in study.best_trials]
         return known.filter(pl.col("number").is_in(on_it)).select("number", *self.fields, *columns, "seeds", "config_id")
 
     @property
     def ranked(self) -> pl.DataFrame:
         """The trials for a reader: complete ones, the best first, then the others by number, running ones last."""
-        others = self.trials.filter(~pl.col("number").is_in(self.complete["number"]))
+        others = self.trials.filter(~pl.col("number").is_in(self.complete["number"].to_list()))
         rows = pl.concat([self.complete, others.sort(pl.col("state") == "running", "number")])
-        return rows.select(pl.exclude("min", "max", "asked", "told", "trials_so_far"))
+        last = ("why", "origin", "runs_so_far", "best_so_far", "config_id")
+        return rows.select(pl.exclude("min", "max", "asked", "told", "trials_so_far", *last), *last)
 
     def tables(self) -> dict[str, pl.DataFrame]:
         """`trials`, `confirmed`, `importance`, `pareto_front`: see `analysis.report.ABOUT`."""
@@ -208,23 +218,26 @@ class Study:
         """The configs that had all of their seeds, compared where the objective compares them, if it is one step's accuracy.
 
         Pruned trials are left out: they have few seeds because these were bad, so what is missing is not missing by chance.
+        Configs are named by their first trial, as points of a continuous space have no short names.
         """
         [first, *_] = self.objectives
         point: Point | None = "last" if first.step is None else first.step
         same = first.metric == "accuracy" and first.rule == "last"
-        return grid.only(self.complete["config_id"].to_list(), point if same else None)
+        first_trial = self.trials.group_by("config_id").agg(pl.col("number").min().alias("trial"))
+        kept = grid.only(self.complete["config_id"].to_list(), point if same else None)
+        return replace(kept, configs=kept.configs.join(first_trial, on="config_id", maintain_order="left"), varied=("trial",))
 
-    def _optuna(self, directions: Sequence[str], columns: Sequence[str]) -> OptunaStudy:
-        """The complete trials as an Optuna study in memory; those beside the space (enqueued ones may be) are left out."""
+    def _optuna(self, rows: pl.DataFrame, signs: Sequence[int], columns: Sequence[str]) -> OptunaStudy:
+        """Trials as an Optuna study in memory; those beside the space (enqueued ones may be) are left out."""
         from optuna import create_study
         from optuna.trial import create_trial
 
         space = {f: _distribution(self.space[f], self.trials[f]) for f in self.fields}
-        study = create_study(directions=[*directions])
-        for row in self.complete.sort("number").iter_rows(named=True):
+        study = create_study(directions=["maximize" if sign > 0 else "minimize" for sign in signs])
+        for row in rows.sort("number").iter_rows(named=True):
             mine = {f: d for f, d in space.items() if row[f] is not None}
             values = [row[c] for c in columns]
-            if None not in values and all(_holds(d, row[f]) for f, d in mine.items()):
+            if all(_holds(d, row[f]) for f, d in mine.items()):
                 params = {f: row[f] for f in mine}
                 attrs = {"number": row["number"]}
                 study.add_trial(create_trial(values=values, params=params, distributions=mine, user_attrs=attrs))
@@ -243,7 +256,9 @@ def read_study(db: Path | str, sweep: str) -> Study | None:
     first = objectives[0]
     eval_id = _evaluation(db, frames, first)
     values, fresh = (_values(frames, first, eval_id, stage) for stage in ("explore", "confirm"))
-    gone = frames.runs.filter(~pl.col("excluded") & (pl.col("stage") == "confirm") & pl.col("status").is_in(["diverged", "failed"]))
+    gone = frames.runs.filter(
+        ~pl.col("excluded") & (pl.col("stage") == "confirm") & pl.col("status").is_in(["diverged", "failed"])
+    )
     lost = dict(gone.unique("run_id").group_by("config_id").len().iter_rows())
     trials = _trials(sql(db, f"FROM trials WHERE sweep = '{sweep}' ORDER BY number"), frames, objectives, space, values, about)
     return Study(sweep, about, objectives, space, eval_id, trials, values, fresh, lost)

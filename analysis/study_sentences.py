@@ -1,4 +1,4 @@
-"""Three plain sentences about a study, in the place of those about a grid: a search tries what looks good, and averages say little."""
+"""Three plain sentences about a study, in the place of those about a grid: of what a search tried, averages say little."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def study_sentences(study: Study) -> list[str]:
 
 def study_doubts(study: Study) -> list[str]:
     """What is asked of a study and cannot be told."""
-    n = study.complete.height
-    if not n or study.importance.height:
+    n = study.valued.height
+    if not study.complete.height or n >= FEWEST:
         return []
-    return [f"Which fields matter is not told: that takes {FEWEST} complete trials, and there {'is' if n == 1 else 'are'} {n}."]
+    return [
+        f"Which fields matter is not told: that takes {FEWEST} trials with a value, and there {'is' if n == 1 else 'are'} {n}."
+    ]
 
 
 def _best(study: Study, best: Mapping[str, Any]) -> str:
@@ -104,20 +106,29 @@ def _others(study: Study) -> str:
     """How the trials ended that are not complete, and what pruning saved."""
     t = study.trials
     full = study.about["seeds_per_trial"] or 0
-    count = {state: t.filter(pl.col("state") == state).height for state in ("running", "complete", "pruned", "diverged", "failed")}
+    count = {
+        state: t.filter(pl.col("state") == state).height for state in ("running", "complete", "pruned", "diverged", "failed")
+    }
     n_other = t.height - study.complete.height
+    if not t.height:
+        return "No trial has been asked for yet."
     if not n_other:
-        return f"All {t.height:,} trials had all of their {_seeds(full)}." if t.height > 1 else f"It had all of its {_seeds(full)}."
+        return (
+            f"All {t.height:,} trials had all of their {_seeds(full)}." if t.height > 1 else f"It had all of its {_seeds(full)}."
+        )
     parts = []
     if count["pruned"]:
         pruned = t.filter(pl.col("state") == "pruned")
-        parts.append(f"{count['pruned']:,} {_was(count['pruned'])} pruned, after {pruned['runs'].sum():,} of {full * pruned.height:,} runs")
+        parts.append(
+            f"{count['pruned']:,} {_was(count['pruned'])} pruned, after {pruned['runs'].sum():,} of {full * pruned.height:,} runs"
+        )
     parts += [f"{count[state]:,} {state}" for state in ("diverged", "failed") if count[state]]
     short = count["complete"] - study.complete.height
     parts += [f"{short:,} ended without some of {'its' if short == 1 else 'their'} seeds"] if short else []
     parts += [f"{count['running']:,} {'is' if count['running'] == 1 else 'are'} not finished"] if count["running"] else []
     left_out = "; only complete ones are compared" if study.complete.height else ""
-    return f"Of {t.height:,} trials, {study.complete.height:,} had all of their {_seeds(full)}; {listed(parts)}{left_out}."
+    had = f"{study.complete.height:,} had all of their {_seeds(full)}"
+    return f"Of {t.height:,} trial{'s' * (t.height != 1)}, {had}; {listed(parts)}{left_out}."
 
 
 def _tried(study: Study) -> str:

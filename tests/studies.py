@@ -1,4 +1,4 @@
-"""Writes a study for the tests of `analysis`: Optuna proposes the trials, a formula scores them, records as docs/records.md says."""
+"""Writes a study for the tests of `analysis`: Optuna proposes trials, a formula scores them; records as in docs/records.md."""
 
 from __future__ import annotations
 

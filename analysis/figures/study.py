@@ -10,6 +10,7 @@ import polars as pl
 
 from analysis.figures.style import INK, MUTED, RULE, SERIES, Drawn, listed, new_figure, save
 from analysis.grid import Grid, show
+from analysis.sentences import upper
 from analysis.stats import Floats, finite
 from analysis.study import Study
 
@@ -42,7 +43,10 @@ def history(study: Study, folder: Path) -> Drawn:
     at = {row["number"]: row for row in ended.iter_rows(named=True)}
     figure = new_figure(9, 3.2)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, label in ((panels[0], "trials_so_far", "trials that have ended"), (panels[1], "runs_so_far", "runs they took")):
+    for axes, column, label in (
+        (panels[0], "trials_so_far", "trials that have ended"),
+        (panels[1], "runs_so_far", "runs they took"),
+    ):
         for row in ended.filter(pl.col("state") == "complete").iter_rows(named=True):
             axes.plot([row[column]] * 2, [row["min"], row["max"]], color=CHOSEN, lw=0.8, alpha=0.35)
         _points(axes, ended, column)
@@ -54,14 +58,18 @@ def history(study: Study, folder: Path) -> Drawn:
                 name = "on fresh seeds" if not i else None
                 if row["lo"] is not None:
                     axes.plot([x, x], [row["lo"], row["hi"]], color=FRESH, lw=1.8, solid_capstyle="butt")
-                axes.plot([x], [row["mean"]], "D", color=FRESH, ms=5, mew=0, label=name)
+                axes.plot([x], [row["mean"]], "D", color=FRESH, ms=4.2, mew=0, label=name)
         axes.set_xlabel(label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     panels[0].set_ylabel(study.objectives[0].label)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=6, frameon=False, labelcolor=MUTED)
     said = _marks(study)
-    fresh = " Green diamonds: the trials that were confirmed, on seeds that chose nothing, with 95% t-intervals." if study.confirmed.height else ""
+    fresh = (
+        " Green diamonds: the trials that were confirmed, on seeds that chose nothing, with 95% t-intervals."
+        if study.confirmed.height
+        else ""
+    )
     several = " The first of several objectives." if len(study.objectives) > 1 else ""
     caption = (
         f"Trials in the order in which they ended, by {study.objectives[0].words}, with (thin lines) the range of their seeds. "
@@ -74,18 +82,17 @@ def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None
     """One mark per trial: filled if complete, hollow if pruned, a cross at the foot if there is no value."""
     across = rows[column].to_numpy() if x is None else x
     states, values = rows["state"].to_numpy(), rows["value"].to_numpy().astype(float)
-    for state, style in (
-        ("complete", {"marker": "o", "color": CHOSEN, "mew": 0, "alpha": 0.75}),
-        ("pruned", {"marker": "o", "mec": MUTED, "mfc": "none", "mew": 0.9}),
-    ):
+    filled: dict[str, Any] = {"color": CHOSEN, "mew": 0, "alpha": 0.75}
+    hollow: dict[str, Any] = {"mec": MUTED, "mfc": "none", "mew": 0.9}
+    for state, style in (("complete", filled), ("pruned", hollow)):
         some = (states == state) & np.isfinite(values)
         if some.any():
-            axes.plot(across[some], values[some], ls="", ms=4.2, label=state, **style)  # type: ignore[arg-type]
-    for state, style in (("diverged", {"marker": "x", "color": GOOD}), ("failed", {"marker": "x", "color": MUTED})):
+            axes.plot(across[some], values[some], "o", ms=4.2, label=state, **style)
+    at_foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    for state, hue in (("diverged", GOOD), ("failed", MUTED)):
         some = states == state
         if some.any():
-            foot = axes.get_xaxis_transform()
-            axes.plot(across[some], [0.03] * int(some.sum()), ls="", ms=5, label=state, transform=foot, clip_on=False, **style)  # type: ignore[arg-type]
+            axes.plot(across[some], [0.03] * int(some.sum()), "x", color=hue, ms=5, label=state, **at_foot)
 
 
 def _marks(study: Study) -> str:
@@ -119,7 +126,7 @@ def trial_curves(study: Study, judged: Grid, folder: Path) -> Drawn | None:
         axes.plot(steps[np.isfinite(means)], means[np.isfinite(means)], color=GOOD, lw=2, marker="o", ms=3)
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     caption = (
         "Accuracy by training step (0 is the base model). Blue: one complete trial each, the mean over its seeds; orange: trial "
         f"{study.best['number']}, the best, with each of its seeds (thin)."
@@ -129,7 +136,7 @@ def trial_curves(study: Study, judged: Grid, folder: Path) -> Drawn | None:
 
 def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
     """Every trial as a line over the fields and its values."""
-    rows = study.trials.filter(pl.col("value").is_not_null() & pl.col("state").is_in(["complete", "pruned"]))
+    rows = study.valued
     if not study.fields or rows.height < 2:
         return None
     columns = [*study.fields, *study.value_columns]
@@ -144,7 +151,7 @@ def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
         if rows["number"][i] in good:
             style: dict[str, Any] = {"color": GOOD, "lw": 1.3, "alpha": 0.9}
         else:
-            style = {"color": MUTED, "lw": 0.7, "alpha": 0.4, "ls": "-" if rows["state"][i] == "complete" else ":"}
+            style = {"color": MUTED, "lw": 0.7, "alpha": 0.5, "ls": "-" if rows["state"][i] == "complete" else ":"}
         axes.plot(range(len(columns)), heights[i], **style)
     for x, (_, ticks) in enumerate(scales):
         axes.plot([x, x], [0, 1], color=RULE, lw=1, zorder=0.5)
@@ -155,7 +162,8 @@ def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
         if gaps and (heights[:, x] < 0).any():
             axes.annotate("not set", (x, -0.14), (3, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED)
     labels = [*study.fields, *(o.label for o in study.objectives)]
-    axes.set_xticks(range(len(columns)), labels, **({"rotation": 20, "ha": "right"} if len(columns) > 6 else {}))
+    slope: dict[str, Any] = {"rotation": 20, "ha": "right"} if len(columns) > 6 else {}
+    axes.set_xticks(range(len(columns)), labels, **slope)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.9)
     axes.set_ylim(-0.2 if gaps else -0.05, 1.05)
@@ -163,9 +171,10 @@ def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
     axes.grid(visible=False)
     hollow = "; dotted: pruned" if "pruned" in set(rows["state"]) else ""
     which = "on the front" if len(study.objectives) > 1 else "the best"
+    foot = "; at the foot: a field that the trial does not have" if gaps else ""
     caption = (
-        f"One line per trial. Orange: {which} ({len(good)} of {study.complete.height:,} complete trials); grey: the others{hollow}. "
-        f"Axes are as the search drew from them, logarithmic where it did{'; at the foot: a field that the trial does not have' if gaps else ''}."
+        f"One line per trial. Orange: {which} ({len(good)} of {study.complete.height:,} complete ones); grey: the others{hollow}. "
+        f"Axes are as the search draws from them, logarithmic where it did{foot}."
     )
     return save(figure, folder, "parallel_coordinates", "Parallel coordinates", caption)
 
@@ -182,9 +191,8 @@ def _scale(study: Study, rows: pl.DataFrame, column: str) -> tuple[Any, list[tup
     if values.dtype.is_numeric() and not _is_categorical(study, column):
         log = bool(study.space.get(column, {}).get("log"))
         said = study.space.get(column, {})
-        low, high = (said.get("low"), said.get("high")) if said.get("high") is not None else (values.min(), values.max())
-        low, high = min(low, values.min()), max(high, values.max())
-        lo, hi = (np.log(low), np.log(high)) if log else (low, high)
+        reach = [float(x) for x in (said.get("low"), said.get("high"), *values) if x is not None]
+        lo, hi = (float(np.log(x)) if log else x for x in (min(reach), max(reach)))
         span = hi - lo or 1.0
 
         def at(value: Any) -> float:
@@ -217,7 +225,7 @@ def _short(value: object) -> str:
 
 def slices(study: Study, folder: Path) -> Drawn | None:
     """The value against each field."""
-    rows = study.trials.filter(pl.col("value").is_not_null() & pl.col("state").is_in(["complete", "pruned"]))
+    rows = study.valued
     fields = study.fields[:MOST_PANELS]
     if not fields:
         return None
@@ -236,8 +244,8 @@ def slices(study: Study, folder: Path) -> Drawn | None:
     hollow = "; hollow: pruned" if "pruned" in set(rows["state"]) else ""
     some = " A field that only some trials have shows these alone." if any(rows[f].null_count() for f in fields) else ""
     caption = (
-        f"{study.objectives[0].words[0].upper()}{study.objectives[0].words[1:]}, against each searched field. Dots: one trial each, the "
-        f"mean over its seeds{hollow}. The search tries more where it is good, so dots are no even sample, and fields go together.{some}{cut}"
+        f"{upper(study.objectives[0].words)}, against each searched field. Dots: one trial each, the mean over its seeds{hollow}. The "
+        f"search tries more where it is good, so dots are no even sample, and fields go together.{some}{cut}"
     )
     return save(figure, folder, "slices", "Value by field", caption)
 
@@ -256,14 +264,14 @@ def _slice(axes: Axes, study: Study, rows: pl.DataFrame, field: str) -> None:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
         elif rows[field].dtype.is_integer():
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params(axis="x", integer=True)
         return
     names = _names(study, field, rows)
     index = {n: i for i, n in enumerate(names)}
     jitter = 0.22 * np.sin(2.4 * np.arange(rows.height))  # spreads dots of equal height; the same at every drawing
     _points(axes, rows, field, np.array([index[v] for v in rows[field]]) + jitter)
     every = 1 + len(names) // MOST_NAMED
-    slope = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    slope: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
     axes.set_xticks(range(0, len(names), every), [_short(n) for n in names[::every]], **slope)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", visible=False)
@@ -284,11 +292,13 @@ def importance(study: Study, folder: Path) -> Drawn | None:
     axes.set_xlim(0, 1.06)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axes.grid(axis="y", visible=False)
-    reach = "the front" if len(study.objectives) > 1 else study.objectives[0].words
+    rest = [f for f in study.fields if f not in set(table["field"])]
+    left_out = f" Not among them, as only some trials have it: {listed(rest)}." if rest else ""
     caption = (
-        f"PED-ANOVA (Watanabe et al. 2023) over {study.complete.height:,} complete trials: which fields tell the best {study.n_top} "
-        f"({reach}) from the others, as shares of the sum. It says where the search found good values, and it is not seed "
-        "sensitivity: a field may decide how far seeds lie apart and have no bar. With few trials the order of the bars is luck, too."
+        f"fANOVA (Hutter et al. 2014) over the {study.valued.height:,} trials with a value: shares of the variance of "
+        f"{study.objectives[0].words} that a forest fitted to them lays to each field alone or with others. It is not seed "
+        "sensitivity: a field may decide how far seeds lie apart and have no bar. With few trials the order of the bars is "
+        f"luck, too.{left_out}"
     )
     return save(figure, folder, "importance", "Importance of the fields (not of the seed)", caption)
 
@@ -302,10 +312,9 @@ def pareto_front(study: Study, folder: Path) -> Drawn | None:
         return None
     figure = new_figure(9, 3.2)
     axes = figure.subplots()
-    others = rows.filter(~pl.col("number").is_in(front["number"]))
+    others = rows.filter(~pl.col("number").is_in(front["number"].to_list()))
     axes.plot(others[x], others[y], "o", color=MUTED, ms=4, mew=0, alpha=0.5)
     along = front.sort(x)
-    axes.plot(along[x], along[y], "-" if not more else "", color=GOOD, lw=1, alpha=0.6)
     axes.plot(along[x], along[y], "o", color=GOOD, ms=5.5, mew=0)
     for row in along.head(MOST_NAMED).iter_rows(named=True):
         axes.annotate(str(row["number"]), (row[x], row[y]), (5, 4), textcoords="offset points", fontsize=7, color=INK)
@@ -321,4 +330,3 @@ def pareto_front(study: Study, folder: Path) -> Drawn | None:
     caption = f"Dots: complete trials. Orange: the front, where {beaten}; numbers are those of the trials.{rest}{steady}"
     title = "Pareto front" if len(study.objectives) > 1 else "Height and steadiness: the Pareto front"
     return save(figure, folder, "pareto_front", title, caption)
-
