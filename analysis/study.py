@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FEWEST = 10
 """Trials with a value below which the importance of fields is not told."""
 TOP = 0.1
-"""Share of the complete trials that figures draw out as good (three at least)."""
+"""Share of the complete trials that figures draw out as good (three at least, ten at most)."""
 
 Values = dict[int, float]
 """Seed -> what a run is worth by the objective."""
@@ -119,7 +119,7 @@ class Study:
     @property
     def n_top(self) -> int:
         """How many complete trials count as good."""
-        return min(self.complete.height, max(3, math.ceil(TOP * self.complete.height)))
+        return min(self.complete.height, max(3, min(10, math.ceil(TOP * self.complete.height))))
 
     @property
     def valued(self) -> pl.DataFrame:

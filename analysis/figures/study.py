@@ -48,7 +48,7 @@ def history(study: Study, folder: Path) -> Drawn:
         (panels[1], "runs_so_far", "runs they took"),
     ):
         for row in ended.filter(pl.col("state") == "complete").iter_rows(named=True):
-            axes.plot([row[column]] * 2, [row["min"], row["max"]], color=CHOSEN, lw=0.8, alpha=0.35)
+            axes.plot([row[column]] * 2, [row["min"], row["max"]], color=CHOSEN, lw=0.8, alpha=_alpha(0.35, ended.height))
         _points(axes, ended, column)
         steps = ended.filter(pl.col("best_so_far").is_not_null())
         axes.plot(steps[column], steps["best_so_far"], color=INK, lw=1.4, drawstyle="steps-post", label="best so far")
@@ -57,8 +57,8 @@ def history(study: Study, folder: Path) -> Drawn:
             if x is not None:
                 name = "on fresh seeds" if not i else None
                 if row["lo"] is not None:
-                    axes.plot([x, x], [row["lo"], row["hi"]], color=FRESH, lw=1.8, solid_capstyle="butt")
-                axes.plot([x], [row["mean"]], "D", color=FRESH, ms=4.2, mew=0, label=name)
+                    axes.plot([x, x], [row["lo"], row["hi"]], color=FRESH, lw=1.8, solid_capstyle="butt", zorder=4)
+                axes.plot([x], [row["mean"]], "D", color=FRESH, ms=4.2, mew=0, label=name, zorder=4)
         axes.set_xlabel(label)
         axes.locator_params(axis="x", integer=True)
     panels[0].set_ylabel(study.objectives[0].label)
@@ -95,6 +95,11 @@ def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None
             axes.plot(across[some], [0.03] * int(some.sum()), "x", color=hue, ms=5, label=state, **at_foot)
 
 
+def _alpha(of_few: float, n: int) -> float:
+    """How opaque a line is among `n`: of hundreds less, so that they do not become one blot."""
+    return max(0.08, min(of_few, 40 * of_few / max(n, 1)))
+
+
 def _marks(study: Study) -> str:
     there = set(study.trials["state"])
     said = ["Filled: complete"]
@@ -116,7 +121,7 @@ def trial_curves(study: Study, judged: Grid, folder: Path) -> Drawn | None:
     for config in range(len(ids)):
         means = np.array([finite(row).mean() if np.isfinite(row).any() else np.nan for row in cube[:, config]])
         known = np.isfinite(means)
-        axes.plot(steps[known], means[known], color=CHOSEN, lw=0.8, alpha=0.35)
+        axes.plot(steps[known], means[known], color=CHOSEN, lw=0.8, alpha=_alpha(0.35, len(ids)))
     best = ids.index(study.best["config_id"]) if study.best["config_id"] in ids else None
     if best is not None:
         for seed in cube[:, best].T:
@@ -151,7 +156,12 @@ def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
         if rows["number"][i] in good:
             style: dict[str, Any] = {"color": GOOD, "lw": 1.3, "alpha": 0.9}
         else:
-            style = {"color": MUTED, "lw": 0.7, "alpha": 0.5, "ls": "-" if rows["state"][i] == "complete" else ":"}
+            style = {
+                "color": MUTED,
+                "lw": 0.7,
+                "alpha": _alpha(0.5, rows.height),
+                "ls": "-" if rows["state"][i] == "complete" else ":",
+            }
         axes.plot(range(len(columns)), heights[i], **style)
     for x, (_, ticks) in enumerate(scales):
         axes.plot([x, x], [0, 1], color=RULE, lw=1, zorder=0.5)
@@ -173,8 +183,8 @@ def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
     which = "on the front" if len(study.objectives) > 1 else "the best"
     foot = "; at the foot: a field that the trial does not have" if gaps else ""
     caption = (
-        f"One line per trial. Orange: {which} ({len(good)} of {study.complete.height:,} complete ones); grey: the others{hollow}. "
-        f"Axes are as the search draws from them, logarithmic where it did{foot}."
+        f"One line per trial. Orange: {which} ({len(good)} of {study.complete.height:,} complete ones); grey: the others"
+        f"{hollow}. Axes are as the search draws from them, logarithmic where it did{foot}."
     )
     return save(figure, folder, "parallel_coordinates", "Parallel coordinates", caption)
 
@@ -244,8 +254,8 @@ def slices(study: Study, folder: Path) -> Drawn | None:
     hollow = "; hollow: pruned" if "pruned" in set(rows["state"]) else ""
     some = " A field that only some trials have shows these alone." if any(rows[f].null_count() for f in fields) else ""
     caption = (
-        f"{upper(study.objectives[0].words)}, against each searched field. Dots: one trial each, the mean over its seeds{hollow}. The "
-        f"search tries more where it is good, so dots are no even sample, and fields go together.{some}{cut}"
+        f"{upper(study.objectives[0].words)}, against each searched field. Dots: one trial each, the mean over its seeds"
+        f"{hollow}. The search tries more where it is good, so dots are no even sample, and fields go together.{some}{cut}"
     )
     return save(figure, folder, "slices", "Value by field", caption)
 
@@ -316,8 +326,8 @@ def pareto_front(study: Study, folder: Path) -> Drawn | None:
     axes.plot(others[x], others[y], "o", color=MUTED, ms=4, mew=0, alpha=0.5)
     along = front.sort(x)
     axes.plot(along[x], along[y], "o", color=GOOD, ms=5.5, mew=0)
-    for row in along.head(MOST_NAMED).iter_rows(named=True):
-        axes.annotate(str(row["number"]), (row[x], row[y]), (5, 4), textcoords="offset points", fontsize=7, color=INK)
+    for at, rows_at in list(along.group_by([x, y], maintain_order=True))[:MOST_NAMED]:
+        axes.annotate(", ".join(map(str, rows_at["number"])), at, (5, 4), textcoords="offset points", fontsize=7, color=INK)
     axes.set_xlabel(x_words)
     axes.set_ylabel(y_words)
     beaten = f"no trial is better in {'all' if more else 'both'}"
