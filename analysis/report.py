@@ -121,8 +121,8 @@ ABOUT = {
     "trials": (
         "Trials",
         "The trials of the study, complete ones first and of these the best. value: the mean over its seeds by the objective (of "
-        "a pruned trial: over those that it got); sd: between them; runs: that this study trained for it; runs_so_far and "
-        "best_so_far: when it had ended. Only trials with all of their seeds can be the best.",
+        "one pruned between seeds: over those that it got); sd: between them; runs: that this study trained for it; runs_so_far "
+        "and best_so_far: when it had ended. Only trials with all of their seeds can be the best.",
     ),
     "importance": (
         "Importance of the fields",

@@ -51,13 +51,13 @@ CREATE TABLE studies (        -- one row per sweep that is a study: its configs 
 CREATE TABLE trials (         -- one row per trial of a study: a config, judged over several seeds
     sweep     VARCHAR NOT NULL,
     number    BIGINT NOT NULL,
-    config_id VARCHAR NOT NULL, -- of several trials, where the same point was asked for again
+    config_id VARCHAR,        -- of several trials, where the same point was asked for again; NULL: its values cannot go together
     origin    VARCHAR,        -- sampled | enqueued
     params    JSON,           -- searched field -> value; those that it does not have are absent
     state     VARCHAR NOT NULL, -- running | complete | pruned | diverged | failed
-    value     DOUBLE,         -- by the first objective: mean over its seeds (of a pruned one: over those that it got)
+    value     DOUBLE,         -- by the first objective: mean over its seeds (of one pruned between seeds: over those that it got)
     "values"  DOUBLE[],       -- by each objective
-    seeds     BIGINT,         -- how many these are means over
+    seeds     BIGINT,         -- how many were done
     why       VARCHAR,        -- why it was given up
     asked     TIMESTAMP,
     told      TIMESTAMP

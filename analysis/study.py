@@ -77,7 +77,7 @@ class Study:
     """One study of a database.
 
     `trials`: one row per trial, by number: `number`, `state`, `origin`, the searched fields (null: not of this trial), `value`
-    by the first objective and one column `value_2`, ... by each other, `seeds` (what these are means over), `sd`, `min` and
+    by the first objective and one column `value_2`, ... by each other, `seeds` (how many were done), `sd`, `min` and
     `max` of the value over seeds, `runs` (that this sweep trained for it: those that an earlier trial of the same config had
     count there), and for those that have ended `trials_so_far`, `runs_so_far` and `best_so_far`, in the order in which they did;
     `why`, `config_id`, `asked`, `told`.
@@ -298,7 +298,7 @@ def _trials(
 ) -> pl.DataFrame:
     """`Study.trials`, from the rows of the table `trials`."""
     mine = frames.runs.filter((pl.col("stage") == "explore") & (pl.col("attempts") > 0) & (pl.col("sweep") == frames.sweep))
-    runs = dict(mine.unique("run_id").group_by("config_id").len().iter_rows())
+    runs: dict[str | None, int] = dict(mine.unique("run_id").group_by("config_id").len().iter_rows())
     rows = []
     for row in told.iter_rows(named=True):
         known = json.loads(row["params"] or "{}")

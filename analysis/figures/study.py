@@ -79,7 +79,7 @@ def history(study: Study, folder: Path) -> Drawn:
 
 
 def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None) -> None:
-    """One mark per trial: filled if complete, hollow if pruned, a cross at the foot if there is no value."""
+    """One mark per trial: filled if complete, hollow if pruned, at the foot if there is no value."""
     across = rows[column].to_numpy() if x is None else x
     states, values = rows["state"].to_numpy(), rows["value"].to_numpy().astype(float)
     filled: dict[str, Any] = {"color": CHOSEN, "mew": 0, "alpha": 0.75}
@@ -89,10 +89,13 @@ def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None
         if some.any():
             axes.plot(across[some], values[some], "o", ms=4.2, label=state, **style)
     at_foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-    for state, hue in (("diverged", GOOD), ("failed", MUTED)):
-        some = states == state
+    for state, hue in (("diverged", GOOD), ("failed", MUTED), ("pruned", MUTED)):
+        some = (states == state) & ~np.isfinite(values)
         if some.any():
-            axes.plot(across[some], [0.03] * int(some.sum()), "x", color=hue, ms=5, label=state, **at_foot)
+            label = state if state != "pruned" else "stopped within a run"
+            axes.plot(
+                across[some], [0.03] * int(some.sum()), "|" if state == "pruned" else "x", color=hue, ms=5, label=label, **at_foot
+            )
 
 
 def _alpha(of_few: float, n: int) -> float:
@@ -101,11 +104,12 @@ def _alpha(of_few: float, n: int) -> float:
 
 
 def _marks(study: Study) -> str:
-    there = set(study.trials["state"])
+    pruned = study.trials.filter(pl.col("state") == "pruned")["value"]
     said = ["Filled: complete"]
-    said += ["hollow: pruned (the mean over the seeds that it got)"] if "pruned" in there else []
-    crossed = [s for s in ("diverged", "failed") if s in there]
+    said += ["hollow: pruned (the mean over the seeds that it got)"] if pruned.count() else []
+    crossed = [s for s in ("diverged", "failed") if s in set(study.trials["state"])]
     said += [f"crosses at the foot: {listed(crossed)}"] if crossed else []
+    said += ["dashes at the foot: pruned within a run, without a value"] if pruned.null_count() else []
     return "; ".join(said) + "."
 
 
