@@ -254,3 +254,21 @@ def test_the_page_of_a_search(searched: Path, tmp_path: Path) -> None:
     assert set(ties["trial"]) == set(study.complete["number"]), "pruned trials are compared with none"
     assert study.best is not None
     assert ties["trial"][0] == study.best["number"]
+
+
+def test_trials_without_a_config_or_a_value(tmp_path: Path) -> None:
+    """Values that cannot go together make no config, and a trial that was stopped within a run has no value."""
+    made = by_hand(tmp_path)
+    made.record("trial", number=6, config_id=None, params={"learning_rate": 1e-4, "method": "em"}, origin="sampled")
+    made.record("told", number=6, state="failed", values=None, seeds=0, why="cannot go together")
+    made.number = 7
+    number, cid = made.ask({"learning_rate": 7e-4, "method": "em"})
+    made.train(cid, 0, (50, 20), "cancelled")
+    made.record("told", number=number, state="pruned", values=None, seeds=0, why="seed 0 pruned at step 5: median")
+    study = found(made)
+    assert study.trials.filter(pl.col("number") >= 6).select("value", "runs").rows() == [(None, 0), (None, 1)]
+    assert study.best is not None
+    assert study.best["number"] == 2
+    said = build_report(tmp_path / "results.duckdb", "demo", tmp_path / "report")
+    assert "2 were pruned, after 3 of 4 runs, 1 diverged, 1 failed and 1 is not finished" in said.sentences[2]
+    assert "stopped within a run" in (tmp_path / "report" / "history.svg").read_text()

@@ -92,10 +92,8 @@ def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None
     for state, hue in (("diverged", GOOD), ("failed", MUTED), ("pruned", MUTED)):
         some = (states == state) & ~np.isfinite(values)
         if some.any():
-            label = state if state != "pruned" else "stopped within a run"
-            axes.plot(
-                across[some], [0.03] * int(some.sum()), "|" if state == "pruned" else "x", color=hue, ms=5, label=label, **at_foot
-            )
+            mark, label = ("|", "stopped within a run") if state == "pruned" else ("x", state)
+            axes.plot(across[some], [0.03] * int(some.sum()), mark, color=hue, ms=5, label=label, **at_foot)
 
 
 def _alpha(of_few: float, n: int) -> float:
