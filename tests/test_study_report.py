@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 from analysis.collect import collect
+from analysis.figures.study import history
+from analysis.figures.style import style
 from analysis.grid import read_grid
 from analysis.queries import sql
 from analysis.report import ABOUT, build_report, summarize
@@ -269,6 +271,8 @@ def test_trials_without_a_config_or_a_value(tmp_path: Path) -> None:
     assert study.trials.filter(pl.col("number") >= 6).select("value", "runs").rows() == [(None, 0), (None, 1)]
     assert study.best is not None
     assert study.best["number"] == 2
-    said = build_report(tmp_path / "results.duckdb", "demo", tmp_path / "report")
-    assert "2 were pruned, after 3 of 4 runs, 1 diverged, 1 failed and 1 is not finished" in said.sentences[2]
-    assert "stopped within a run" in (tmp_path / "report" / "history.svg").read_text()
+    assert "2 were pruned, after 3 of 4 runs, 1 diverged, 1 failed and 1 is not finished" in study_sentences(study)[2]
+    with style():
+        drawn = history(study, tmp_path)
+    assert "stopped within a run" in drawn.svg
+    assert "dashes at the foot" in drawn.caption
