@@ -13,8 +13,8 @@ from analysis.stats.variance import LUCK
 
 def luck(found: Evidence, searched: bool = False) -> list[str]:
     """One sentence per question that the sweep can answer. A study (`searched`) has sentences of its own about its best."""
-    of_all = () if searched else (_headline(found), _missing(found))
-    told = (_share(found), _ranking(found), *of_all, _seeds(found), _hardware(found))
+    best, lost = ("", "") if searched else (_headline(found), _missing(found))
+    told = (_share(found), _ranking(found), best, _seeds(found), lost, _hardware(found))
     return [sentence for sentence in told if sentence]
 
 

@@ -276,3 +276,16 @@ def test_trials_without_a_config_or_a_value(tmp_path: Path) -> None:
         drawn = history(study, tmp_path)
     assert "stopped within a run" in drawn.svg
     assert "dashes at the foot" in drawn.caption
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_collapsed_trial_does_not_flatten_the_history(tmp_path: Path, direction: str) -> None:
+    made = StudySweep(tmp_path / "runs", objectives=[{**ACCURACY, "direction": direction}], space=SPACE, seeds=1)
+    for i, value in enumerate([0.9, 0.91, 0.92, 0.9, 0.93, 0.94, 0.91, 0.92]):
+        made.ask({"learning_rate": (i + 1) * 1e-5, "method": "em"})
+        made.tell(i, "complete", [value if direction == "maximize" else 1 - value], 1)
+    made.ask({"learning_rate": 1e-3, "method": "em"})
+    made.tell(8, "pruned", [0.1 if direction == "maximize" else 0.9], 1)
+    with style():
+        caption = history(found(made), tmp_path).caption
+    assert ("Triangles: 1 trial below 0.8" if direction == "maximize" else "Triangles: 1 trial above 0.1") in caption

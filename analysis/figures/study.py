@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def history(study: Study, folder: Path) -> Drawn:
         axes.set_xlabel(label)
         axes.locator_params(axis="x", integer=True)
     panels[0].set_ylabel(study.objectives[0].label)
+    beyond = _leave_out_the_worst(panels, study, ended)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=6, frameon=False, labelcolor=MUTED)
     said = _marks(study)
@@ -73,9 +75,33 @@ def history(study: Study, folder: Path) -> Drawn:
     several = " The first of several objectives." if len(study.objectives) > 1 else ""
     caption = (
         f"Trials in the order in which they ended, by {study.objectives[0].words}, with (thin lines) the range of their seeds. "
-        f"{said} Line: the best so far, of trials with all of their seeds.{fresh}{several}"
+        f"{said} Line: the best so far, of trials with all of their seeds.{fresh}{beyond}{several}"
     )
     return save(figure, folder, "history", "How the search went", caption)
+
+
+def _leave_out_the_worst(panels: Sequence[Axes], study: Study, ended: pl.DataFrame) -> str:
+    """Where a few collapsed trials would press all others into a line, they become triangles at the edge; says so."""
+    sign = study.objectives[0].sign
+    heights = sign * ended["value"].drop_nulls().to_numpy()
+    reach = 3 * (heights.max() - np.quantile(heights, 0.25))
+    if not 0 < 2 * reach < np.ptp(heights):
+        return ""
+    edge = float(sign * (heights.max() - reach))
+    worse = ended.filter(pl.col("value") * sign < edge * sign)
+    for axes, column in zip(panels, ("trials_so_far", "runs_so_far"), strict=True):
+        foot = axes.get_xaxis_transform()
+        axes.plot(
+            worse[column],
+            [0.03 if sign > 0 else 0.97] * worse.height,
+            "v" if sign > 0 else "^",
+            color=MUTED,
+            ms=4,
+            transform=foot,
+        )
+    panels[0].set_ylim(*((edge, None) if sign > 0 else (None, edge)))
+    n = worse.height
+    return f" Triangles: {n:,} trial{'s' * (n != 1)} {'below' if sign > 0 else 'above'} {edge:.3f}, where the axis ends."
 
 
 def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None) -> None:
