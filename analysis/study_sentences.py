@@ -53,7 +53,7 @@ def _front(study: Study) -> str:
         return f"{_tried(study)}, there are too few complete ones for a front between {names}."
     ends = [front.row(0, named=True), front.row(-1, named=True)][: front.height]
     told = [f"trial {row['number']} ({study.name(row)}) has {listed([f'{row[c]:.3f}' for c in columns])}" for row in ends]
-    beaten = "no other trial beats it in all of them" if front.height == 1 else "no trial beats them in all of these"
+    beaten = "no other trial beats it in all of them" if front.height == 1 else "no trial beats one of these in all of them"
     on_it = "one is" if front.height == 1 else f"{front.height:,} are"
     return f"{_tried(study)}, {on_it} on the front between {names}: {beaten}; {'; '.join(told)}."
 
@@ -78,8 +78,9 @@ def _tied(study: Study) -> str:
         return "Which other trials are as good cannot be told: that needs two seeds."
     others = [numbers[c] for c, tied in zip(configs, ties.tied, strict=True) if tied and c != configs[ties.best]]
     how = "(t-tests paired by seed, Holm at 5%)"
-    flattered = _flattery(study)
-    return f"{among}, trial {numbers[configs[ties.best]]} is best {where}; {_named(others, len(configs) - 1)} {how}{flattered}."
+    by = f"by {study.objectives[0].words} " if len(study.objectives) > 1 else ""
+    best, named = numbers[configs[ties.best]], _named(others, len(configs) - 1)
+    return f"{among}, trial {best} is best {by}{where}; {named} {how}{_flattery(study)}."
 
 
 def _named(tied: Sequence[int], others: int) -> str:
