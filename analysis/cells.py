@@ -78,5 +78,5 @@ SCORES = {
     "a", "a_lo", "a_hi", "a_se", "b", "b_lo", "b_hi", "b_se", "ceiling", "ceiling_lo", "ceiling_hi", "ceiling_se", "r2",
     "autocorrelation", "error", "error_lo", "error_hi", "worst", "carried", "logit_mean", "logit_sd", "top_logit_mean",
     "logit_skewness", "logit_skewness_lo", "logit_skewness_hi", "shift", "shift_lo", "shift_hi",
-    "processed", "processed_lo", "processed_hi",
+    "processed", "processed_lo", "processed_hi", "value", "best_so_far", "importance",
 }  # fmt: skip

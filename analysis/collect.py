@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from analysis import store
-from analysis.journals import EVAL_VALUES, FIGURES, Measurements, Row, States, read_manifests, read_states
+from analysis.journals import EVAL_VALUES, FIGURES, Manifests, Measurements, Row, States, read_manifests, read_states
 from analysis.standing import WINNERS, restate
 from em_core.config import Evaluation, TrainingConfig
 from em_core.errors import Fault, UserError
@@ -229,7 +229,30 @@ def _store_manifests(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> 
         "DELETE FROM configs",
         "INSERT INTO configs BY NAME FROM frame",
     )
+    _store_studies(con, found)
     return found.torn
+
+
+def _store_studies(con: duckdb.DuckDBPyConnection, found: Manifests) -> None:
+    objective = {**dict.fromkeys(("metric", "task", "rule"), pl.String), "step": pl.Int64, "direction": pl.String}
+    strings = dict.fromkeys(("sweep", "space", "sampler", "pruner", "within"), pl.String)
+    counts = dict.fromkeys(("seeds_per_trial", "n_trials"), pl.Int64)
+    _run(
+        con,
+        {**strings, "objectives": pl.List(pl.Struct(objective)), **counts, "t": pl.Float64},
+        found.studies,
+        "DELETE FROM studies",
+        f"INSERT INTO studies BY NAME SELECT * EXCLUDE (t), {_time('t')} AS created FROM frame",
+    )
+    strings = dict.fromkeys(("sweep", "config_id", "origin", "params", "state", "why"), pl.String)
+    numbers: _Columns = {"number": pl.Int64, "seeds": pl.Int64, "value": pl.Float64, "values": pl.List(pl.Float64)}
+    _run(
+        con,
+        {**strings, **numbers, "asked": pl.Float64, "told": pl.Float64},
+        found.trials,
+        "DELETE FROM trials",
+        f"INSERT INTO trials BY NAME SELECT * REPLACE ({_time('asked')} AS asked, {_time('told')} AS told) FROM frame",
+    )
 
 
 def _store_job_ends(con: duckdb.DuckDBPyConnection, sweeps: list[SweepDir]) -> None:

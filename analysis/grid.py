@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class Grid:
     `scores` has one row per completed run and step (`config`: row in `configs`, `seed`, `step`, `accuracy`), of the
     first evaluation in the spec. `seeds` are all that were planned; `lost` (configs, seeds) is True where the run diverged
     or failed. Excluded runs are left out of everything, and so are those of the stage `confirm`: what
-    chose a config and what confirms it are never mixed.
+    chose a config and what confirms it are never mixed. `judged` is where a study's objective compares configs, if it says so.
     """
 
     sweep: str
@@ -44,6 +44,16 @@ class Grid:
     seeds: tuple[int, ...]
     scores: pl.DataFrame
     lost: Bools
+    judged: Point | None = None
+
+    def only(self, config_ids: Sequence[str], judged: Point | None = None) -> Grid:
+        """The same of these configs alone, compared at `judged` where that is said."""
+        row = pl.int_range(pl.len(), dtype=pl.Int64)
+        kept = self.configs.with_columns(row.alias("config")).filter(pl.col("config_id").is_in(list(config_ids)))
+        renumbered = kept.select("config", row.alias("new"))
+        scores = self.scores.join(renumbered, on="config", maintain_order="left").with_columns(config="new").drop("new")
+        lost = self.lost[kept["config"].to_list()]
+        return replace(self, configs=kept.drop("config"), scores=scores, lost=lost, judged=judged)
 
     def accuracy(self, point: Point) -> Floats:
         """(configs, seeds), NaN where there is no completed run or no such evaluation."""
@@ -97,7 +107,12 @@ class Grid:
 
     @cached_property
     def compared(self) -> Point | None:
-        """Where configs are compared: the common step with the highest grid mean; none: each run's last step, if any."""
+        """Where configs are compared: the common step with the highest grid mean; none: each run's last step, if any.
+
+        Of a study: where its objective compares them.
+        """
+        if self.judged is not None and self.scores.height:
+            return self.judged
         if self.common_steps:
             return max(self.common_steps, key=lambda s: (np.nanmean(seed_means(self.accuracy(s))), -s))
         return "last" if self.scores.height else None
@@ -151,11 +166,13 @@ def read_grid(db: Path, sweep: str, eval_id: str | None = None) -> Grid:
         evaluation = {"eval_id": first["eval_id"], "task": first["task"], "temperature": 0.0, "num_samples": first["num_samples"]}
     configs, varied = _configs(frames)
     number = {c: i for i, c in enumerate(configs["config_id"])}
+    numbered = configs.select("config_id", pl.int_range(pl.len()).alias("config"))
     scores = (
         scores.filter((pl.col("eval_id") == evaluation.get("eval_id", "")) & (pl.col("status") == "completed"))
         .filter(pl.col("accuracy").is_finite())
         .unique(["run_id", "step"], maintain_order=True)  # a run in two arms was trained once
-        .select(pl.col("config_id").replace_strict(number, return_dtype=pl.Int64).alias("config"), "seed", "step", "accuracy")
+        .join(numbered, on="config_id", maintain_order="left")
+        .select("config", "seed", "step", "accuracy")
     )
     runs = frames.runs.filter(EXPLORE)
     seeds = tuple(sorted(runs["seed"].unique()))

@@ -29,11 +29,13 @@ FIGURES = ("rollout_seconds", "train_seconds", "eval_seconds", "peak_memory_mb")
 
 @dataclass
 class Manifests:
-    """Every manifest under a root as rows of `sweeps`, `sweep_runs` and `configs`; `torn` lines were unreadable."""
+    """Every manifest under a root as rows of the tables of these names; `torn` lines were unreadable."""
 
     sweeps: list[Row]
     sweep_runs: list[Row]
     configs: list[Row]
+    studies: list[Row]
+    trials: list[Row]
     torn: int
 
 
@@ -42,6 +44,8 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
     configs: dict[str, Row] = {}
     all_sweeps: list[Row] = []
     memberships: list[Row] = []
+    studies: list[Row] = []
+    trials: list[Row] = []
     torn = 0
     for sweep in sweeps:
         found = read_lines(sweep.manifest)
@@ -50,6 +54,9 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
         evaluations: dict[str, Row] = {}
         measured: list[str] = []  # in the order of the newest spec: the first is what the report is about
         runs: dict[tuple[str, str | None], Row] = {}
+        study: Row = {}
+        asked: dict[int, Row] = {}
+        told: dict[int, Row] = {}
         marks: dict[str, Row] = defaultdict(lambda: {"excluded": False, "exclude_reason": None, "forgiven": 0})
         for _, line in found.lines:
             r = decode(line)
@@ -71,17 +78,45 @@ def read_manifests(sweeps: list[SweepDir]) -> Manifests:
                     marks[r["run_id"]] |= {"excluded": excluded, "exclude_reason": r.get("reason") if excluded else None}
                 case "retry":
                     marks[r["run_id"]]["forgiven"] = r["forgiven"]
+                case "study":
+                    study = {**r, "t": study.get("t", r.get("t"))}
+                case "trial":
+                    asked[r["number"]] = r
+                case "told":
+                    told[r["number"]] = r
         stages = [{"key": k, "value": v} for k, v in (about.get("stages") or {}).items()]
         ordered = [evaluations[i] for i in dict.fromkeys((*measured, *evaluations)) if i in evaluations]
         all_sweeps.append(about | {"evaluations": ordered, "stages": stages or None})
         memberships += [run | marks[run["run_id"]] for run in runs.values()]
-    return Manifests(all_sweeps, memberships, list(configs.values()), torn)
+        studies += [{**study, "sweep": sweep.sweep, "space": _json(study.get("space") or {})}] if study else []
+        trials += [_trial_row(sweep.sweep, asked[n], told.get(n, {})) for n in sorted(asked)]
+    return Manifests(all_sweeps, memberships, list(configs.values()), studies, trials, torn)
+
+
+def _trial_row(sweep: str, asked: Record, told: Record) -> Row:
+    values = [_number(v) for v in told.get("values") or ()]
+    return {
+        "sweep": sweep,
+        **{k: asked.get(k) for k in ("number", "config_id", "origin")},
+        "params": _json(asked.get("params") or {}),
+        "state": told.get("state") or "running",
+        "value": values[0] if values else None,
+        "values": values or None,
+        "seeds": told.get("seeds"),
+        "why": told.get("why") or None,
+        "asked": asked.get("t"),
+        "told": told.get("t"),
+    }
 
 
 def _config_row(r: Record) -> Row:
     fields = _fields(TrainingConfig, r["training"])
-    fields["params"] = json.dumps(fields["params"], ensure_ascii=False, allow_nan=False) if fields["params"] else None
+    fields["params"] = _json(fields["params"]) if fields["params"] else None
     return {"config_id": r["config_id"], "model": r.get("model"), "prompt_name": r.get("prompt_name"), **fields}
+
+
+def _json(value: Row) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _evaluation_row(r: Record) -> Row:

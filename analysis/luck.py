@@ -11,9 +11,10 @@ from analysis.stats import Interval
 from analysis.stats.variance import LUCK
 
 
-def luck(found: Evidence) -> list[str]:
-    """One sentence per question that the sweep can answer."""
-    told = (_share(found), _ranking(found), _headline(found), _seeds(found), _missing(found), _hardware(found))
+def luck(found: Evidence, searched: bool = False) -> list[str]:
+    """One sentence per question that the sweep can answer. A study (`searched`) has sentences of its own about its best."""
+    best, lost = ("", "") if searched else (_headline(found), _missing(found))
+    told = (_share(found), _ranking(found), best, _seeds(found), lost, _hardware(found))
     return [sentence for sentence in told if sentence]
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from analysis.cells import HEADINGS, cell_text, cells_table
 from analysis.grid import Grid, read_grid
 from analysis.sentences import at, sentences
+from analysis.study import Study, read_study
+from analysis.study_sentences import study_doubts, study_sentences
 from analysis.tables import markdown_table, text_table
 from em_core.journal import disk_faults
 
@@ -25,7 +27,7 @@ class Summary:
     """`sentences`: three. `table`: one row per config at the step where its mean is highest, best first:
     the varied fields, `step`, `n` (completed runs), `mean` with its 95% t-interval `lo`..`hi`, `sd`, `min`, `max`,
     `max_over_min`, `compared` (the mean where configs are compared), `tied` (with the best there; null at one seed), and
-    run counts.
+    run counts. Of a study one row per trial, the best first: see `analysis.study.Study`.
     """
 
     sentences: list[str]
@@ -45,8 +47,15 @@ class Report(Summary):
 
 def summarize(db: Path, sweep: str) -> Summary:
     """What a sweep says, without drawing. Raises `UserError` where the database or the sweep is not there."""
-    grid = read_grid(db, sweep)
-    return Summary(sentences(grid), cells_table(grid))
+    grid, study = _read(db, sweep)
+    return Summary(study_sentences(study), study.ranked) if study else Summary(sentences(grid), cells_table(grid))
+
+
+def _read(db: Path, sweep: str) -> tuple[Grid, Study | None]:
+    """The sweep, by the evaluation that a study is judged by."""
+    study = read_study(db, sweep)
+    by_accuracy = study is not None and study.objectives[0].metric == "accuracy"
+    return read_grid(db, sweep, study.eval_id if study and by_accuracy else None), study
 
 
 def build_report(db: Path, sweep: str, out: Path) -> Report:
@@ -56,23 +65,34 @@ def build_report(db: Path, sweep: str, out: Path) -> Report:
     from analysis.luck import luck
     from analysis.shift import logit_shift
 
-    grid = read_grid(db, sweep)
-    found, law, shift = weigh_grid(db, grid), sweep_law(db, grid), logit_shift(db, grid)
-    said, doubts = sentences(grid), luck(found) if found else []
-    tables = {"configs": cells_table(grid)}
+    grid, study = _read(db, sweep)
+    judged = study.judged(grid) if study else grid
+    found, law, shift = weigh_grid(db, judged), sweep_law(db, grid), logit_shift(db, grid)
+    said, doubts = study_sentences(study) if study else sentences(grid), luck(found, bool(study)) if found else []
+    tables = {"configs": cells_table(judged)}
     for told in (found, law, shift):
         tables |= told.tables() if told else {}
+    if study:
+        doubts += study_doubts(study)
+        tables = {name: table for name, table in tables.items() if name not in NOT_OF_A_STUDY and table.height} | study.tables()
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
         from analysis.figures import draw_all
 
-        drawn = draw_all(found, law, shift, out)
-        files = _write_tables(grid, said + doubts, tables, out)
+        drawn = draw_all(found, law, shift, out, study)
+        files = _write_tables(judged, said + doubts, tables, out)
         page = out / "index.html"
         new = out / ".index.html.new"
-        new.write_text(_page(grid, said, doubts, tables, drawn), encoding="utf-8")
+        new.write_text(_page(judged, _size(grid, study), said, doubts, tables, drawn), encoding="utf-8")
         os.replace(new, page)
-    return Report(said, tables["configs"], doubts, page, [file for figure in drawn for file in figure.files], files)
+    return Report(
+        said,
+        study.ranked if study else tables["configs"],
+        doubts,
+        page,
+        [file for figure in drawn for file in figure.files],
+        files,
+    )
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -82,7 +102,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     for sentence in summary.luck if isinstance(summary, Report) else ():
         console.print(f"- {sentence}", highlight=False, markup=False)
     top = summary.table.head(5)
-    shown = [c for c in top.columns if c not in ("sd", "min", "max", "n_planned", "config_id", "compared")]
+    shown = [c for c in top.columns if c not in NOT_IN_A_TERMINAL]
     shown = [c for c in shown if c not in ("n_diverged", "n_failed") or summary.table[c].sum()]
     rows = [{HEADINGS.get(c, c): cell_text(c, row[c]) for c in shown} for row in top.iter_rows(named=True)]
     right = {HEADINGS.get(c, c) for c in shown if top[c].dtype.is_numeric()}
@@ -93,7 +113,26 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(f"({summary.table.height - 5:,} more rows on the page)", style="dim", highlight=False)
 
 
+NOT_IN_A_TERMINAL = {"sd", "min", "max", "n_planned", "config_id", "compared", "origin", "runs_so_far", "best_so_far", "why"}
+NOT_OF_A_STUDY = {"best_of_k", "missing", "missing_counted", "confirmed"}
+"""Tables that take configs for a sample that their scores did not choose, or that a study has of its own."""
+
 ABOUT = {
+    "trials": (
+        "Trials",
+        "The trials of the study, complete ones first and of these the best. value: the mean over its seeds by the objective (of "
+        "one pruned between seeds: over those that it got); sd: between them; runs: that this study trained for it; runs_so_far "
+        "and best_so_far: when it had ended. Only trials with all of their seeds can be the best.",
+    ),
+    "importance": (
+        "Importance of the fields",
+        "fANOVA over the trials with a value, pruned ones included: the share of the variance between trials that each field "
+        "explains, of the fields that all have. It is not seed sensitivity: for that see the variance components.",
+    ),
+    "pareto_front": (
+        "Pareto front",
+        "Complete trials that no other beats in every objective; with one objective, in its mean and its sd over seeds.",
+    ),
     "configs": (
         "Configs",
         "Each config at the step where its own mean is highest, best first. Intervals are 95% t-intervals of the mean over "
@@ -189,13 +228,13 @@ def _write_tables(grid: Grid, said: list[str], tables: dict[str, pl.DataFrame], 
 
 def _shown(name: str, table: pl.DataFrame) -> list[dict[str, str]]:
     """The rows as text, without columns that say nothing."""
-    told = [c for c in table.columns if c not in ("n_diverged", "n_failed", "diverged", "failed") or table[c].sum()]
+    told = [c for c in table.columns if c not in ("n_diverged", "n_failed", "diverged", "failed", "lost") or table[c].sum()]
     told = [c for c in told if table[c].null_count() < table.height or c in ("mean", "n")]
     headings = HEADINGS if name == "configs" else {}
     return [{headings.get(c, c): cell_text(c, row[c]) for c in told} for row in table.select(told).iter_rows(named=True)]
 
 
-def _page(grid: Grid, said: list[str], doubts: list[str], tables: dict[str, pl.DataFrame], drawn: list[Any]) -> str:
+def _page(grid: Grid, size: str, said: list[str], doubts: list[str], tables: dict[str, pl.DataFrame], drawn: list[Any]) -> str:
     from jinja2 import Environment, FileSystemLoader
 
     from analysis.figures import themed
@@ -229,9 +268,17 @@ def _page(grid: Grid, said: list[str], doubts: list[str], tables: dict[str, pl.D
         evaluation=_evaluation(grid),
         tables=shown,
         figures=figures,
-        configs=grid.configs.height,
-        runs=int(grid.configs["n_planned"].sum()),
+        size=size,
     )
+
+
+def _size(grid: Grid, study: Study | None) -> str:
+    if study:
+        n = study.trials.height
+        judges = " and ".join(o.words for o in study.objectives)
+        return f"A study: {n:,} trial{'s' * (n != 1)}, {study.runs:,} runs, judged by {judges}"
+    configs, runs = grid.configs.height, int(grid.configs["n_planned"].sum())
+    return f"{runs:,} runs of {configs:,} config{'s' * (configs != 1)}"
 
 
 def _evaluation(grid: Grid) -> str:

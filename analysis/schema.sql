@@ -36,6 +36,33 @@ CREATE TABLE configs (
     {{training}}
 );
 
+CREATE TABLE studies (        -- one row per sweep that is a study: its configs were asked for, not listed
+    sweep           VARCHAR NOT NULL,
+    created         TIMESTAMP,
+    objectives      STRUCT(metric VARCHAR, task VARCHAR, rule VARCHAR, step BIGINT, direction VARCHAR)[],
+    space           JSON,     -- field -> its distribution: low, high, log, step, or choices; when
+    sampler         VARCHAR,
+    pruner          VARCHAR,  -- between seeds
+    within          VARCHAR,  -- within a run
+    seeds_per_trial BIGINT,
+    n_trials        BIGINT    -- the budget; NULL: bounded otherwise
+);
+
+CREATE TABLE trials (         -- one row per trial of a study: a config, judged over several seeds
+    sweep     VARCHAR NOT NULL,
+    number    BIGINT NOT NULL,
+    config_id VARCHAR,        -- of several trials, where the same point was asked for again; NULL: its values cannot go together
+    origin    VARCHAR,        -- sampled | enqueued
+    params    JSON,           -- searched field -> value; those that it does not have are absent
+    state     VARCHAR NOT NULL, -- running | complete | pruned | diverged | failed
+    value     DOUBLE,         -- by the first objective: mean over its seeds (of one pruned between seeds: over those that it got)
+    "values"  DOUBLE[],       -- by each objective
+    seeds     BIGINT,         -- how many were done
+    why       VARCHAR,        -- why it was given up
+    asked     TIMESTAMP,
+    told      TIMESTAMP
+);
+
 CREATE TABLE jobs (           -- one row per journal: one try of one job
     sweep        VARCHAR NOT NULL,
     job          VARCHAR NOT NULL,

@@ -22,7 +22,7 @@ from em_core.journal import append_batch
 from sweeps.observe import Observer
 from tests.journals import GREEDY, SAMPLED, T0, Journal, Sweep
 
-TABLES = ("sweeps", "sweep_runs", "configs", "runs", "attempts", "jobs", "job_ends", "metrics", "evals")
+TABLES = ("sweeps", "sweep_runs", "studies", "trials", "configs", "runs", "attempts", "jobs", "job_ends", "metrics", "evals")
 SMALL = {"learning_rate": [1e-4, 5e-4]}
 
 pytestmark = pytest.mark.slow

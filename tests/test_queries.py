@@ -45,6 +45,12 @@ def of_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
         histogram = {"left": -1.0, "width": 0.25, "counts": [3, 0, 1]}
         journal.write("eval", **about, num_samples=1, accuracy=None, outcomes="", values=values, histogram=histogram)
         journal.end(run)
+    objective = {"metric": "accuracy", "task": None, "rule": "last", "step": None, "direction": "maximize"}
+    sweep.mark("study", objectives=[objective], space={"learning_rate": {"low": 1e-5, "high": 1e-3}}, seeds_per_trial=8)
+    for number, of_config in enumerate(sweep.runs[::16]):
+        params = {"learning_rate": of_config.config.learning_rate}
+        sweep.mark("trial", number=number, config_id=of_config.config_id, params=params, origin="sampled")
+        sweep.mark("told", number=number, state="complete", values=[0.5 + number / 100], seeds=8, why="")
     collect(sweep.root, sweep.root.parent / "results.duckdb")
     return sweep.root.parent / "results.duckdb"
 
@@ -214,8 +220,10 @@ def test_show_describe_and_pivot_are_reading(db: Path) -> None:
             "repeats",
             "runs",
             "scores",
+            "studies",
             "sweep_runs",
             "sweeps",
+            "trials",
         )
     ]
     assert sql(db, "DESCRIBE cells").height > 20

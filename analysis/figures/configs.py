@@ -111,5 +111,7 @@ def rank_plot(found: Evidence, folder: Path) -> Drawn | None:
 def short_name(grid: Grid, config: int) -> str:
     """The values of a config's varied fields, for an axis."""
     row = grid.configs.row(config, named=True)
+    if grid.varied == ("trial",):
+        return f"trial {row['trial']}"
     values = (f"{row[f]:.3g}" if isinstance(row[f], float) else show(row[f])[:28] for f in grid.varied)
     return " · ".join(values) or "the only config"
