@@ -77,6 +77,7 @@ def quiet() -> None:
     """Before mlflow is imported: nothing goes out to the network, and it keeps its remarks to itself. A server that is away is
     asked a few times, not for minutes: the same command goes on later."""
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would also ask for each run once more
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     for name in ("alembic", "urllib3"):
@@ -140,8 +141,8 @@ def _experiment(client: MlflowClient, db: Path, sweep: str, uri: str) -> tuple[s
 
 
 def _work(config: Config, known: Known) -> Work | None:
-    """What is to be done for a config, or None. Runs whose config's own run is gone are made anew below a new one; that run itself
-    stays when it was cut off, because others may be below it."""
+    """What is to be done for a config, or None. Runs whose config's own run is gone are made anew below a new one; that run
+    itself stays when it was cut off, because others may be below it."""
     parents = known.get(config.parent.key, {})
     work = Work(config, next((run for run, digest in parents.items() if _identity(digest) in ("", config.parent.identity)), ""))
     work.deleted = [run for run in parents if run != work.parent]

@@ -139,12 +139,16 @@ class BySqlite:
             })  # fmt: skip
             rows[SqlTag] += [{"run_uuid": run, "key": k, "value": v} for k, v in (record.tags | more).items()]
             rows[SqlParam] += [{"run_uuid": run, "key": k, "value": v} for k, v in record.params.items()]
-            told = [
+            told: list[dict[str, Any]] = [
                 {"run_uuid": run, "key": name, "value": value, "timestamp": t, "step": step, "is_nan": False}
                 for name, step, value in metrics
             ]
             rows[SqlMetric] += told
-            rows[SqlLatestMetric] += {row["key"]: row for row in sorted(told, key=lambda row: row["step"])}.values()
+            last: dict[str, dict[str, Any]] = {}
+            for row in told:
+                if row["key"] not in last or row["step"] > last[row["key"]]["step"]:
+                    last[row["key"]] = row
+            rows[SqlLatestMetric] += last.values()
             return run
 
         if isinstance(parent, Record):
