@@ -53,12 +53,14 @@ class Exported:
 
 @dataclass
 class Work:
-    """What is to be done for a config. `parent`: MLflow's id of its run, empty where there is none yet."""
+    """What is to be done for a config. `parent`: MLflow's id of its run, empty where that is to be made; then `adopted` are the
+    runs of seeds that stay, and get below it."""
 
     config: Config
-    parent: str = ""
+    parent: str
     new: list[Record] = field(default_factory=list)
     edited: list[tuple[str, Record]] = field(default_factory=list)
+    adopted: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
 
 
@@ -141,25 +143,28 @@ def _experiment(client: MlflowClient, db: Path, sweep: str, uri: str) -> tuple[s
 
 
 def _work(config: Config, known: Known) -> Work | None:
-    """What is to be done for a config, or None. Runs whose config's own run is gone are made anew below a new one; that run
-    itself stays when it was cut off, because others may be below it."""
-    parents = known.get(config.parent.key, {})
-    work = Work(config, next((run for run, digest in parents.items() if _identity(digest) in ("", config.parent.identity)), ""))
-    work.deleted = [run for run in parents if run != work.parent]
+    """What is to be done for a config, or None."""
+    there = known.get(config.parent.key, {})
+    work = Work(config, _whole(there, config.parent))
+    work.deleted = [run for run in there if run != work.parent]
     for record in config.children:
         there = known.get(record.key, {})
-        same = next((run for run, digest in there.items() if work.parent and _identity(digest) == record.identity), None)
+        same = _whole(there, record)
         work.deleted += [run for run in there if run != same]
-        if same is None:
+        if not same:
             work.new.append(record)
         elif there[same] != record.digest:
             work.edited.append((same, record))
-    left = work.new or work.edited or work.deleted or parents.get(work.parent) != config.parent.digest
-    return work if left else None
+        if same and not work.parent:
+            work.adopted.append(same)
+    # The digest of a config's own run holds those of its seeds: where it is right and nothing is to be made, all is well.
+    right = config.parent.digest in known.get(config.parent.key, {}).values()
+    return None if right and not (work.new or work.edited or work.deleted) else work
 
 
-def _identity(digest: str) -> str:
-    return digest.partition(".")[0]
+def _whole(there: dict[str, str], record: Record) -> str:
+    """MLflow's id of the run that holds the record's numbers, or nothing."""
+    return next((run for run, digest in there.items() if digest.partition(".")[0] == record.identity), "")
 
 
 def _carry_out(
@@ -198,16 +203,18 @@ def _write(
     curves: pl.DataFrame | None, folder: Path,
 ) -> None:  # fmt: skip
     """Bring one config up to date: its runs, its artifacts, and last of all the digest of its own run."""
-    from analysis.mlflow_stores import DIGEST
+    from analysis.mlflow_stores import DIGEST, PARENT
 
     parent = work.config.parent
-    for run in work.deleted:
-        client.delete_run(run)
     for run, record in work.edited:
-        _edit(client, run, record, [])
+        _edit(client, run, record)
     if work.parent:
-        _edit(client, work.parent, parent, parent.metrics, digest=False)
+        _edit(client, work.parent, parent, digest=False)
     run = store.create(experiment, work.parent or parent, new) if new or not work.parent else work.parent
+    for child in work.adopted:
+        client.set_tag(child, PARENT, run)
+    for child in work.deleted:
+        client.delete_run(child)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(work.config.training, indent=2, default=str))
     if curves is not None:
@@ -216,14 +223,14 @@ def _write(
     client.set_tag(run, DIGEST, parent.digest)
 
 
-def _edit(client: MlflowClient, run: str, record: Record, metrics: Sequence[Metric], digest: bool = True) -> None:
+def _edit(client: MlflowClient, run: str, record: Record, digest: bool = True) -> None:
     """Make a run of before say what it should now, tags that no longer hold taken away."""
     from analysis.mlflow_stores import DIGEST, log
 
     for tag in client.get_run(run).data.tags:
         if tag.startswith("emsweep.") and tag != DIGEST and tag not in record.tags:
             client.delete_tag(run, tag)
-    log(client, run, record, metrics, digest)
+    log(client, run, record, (), digest)
 
 
 def _curves(con: Any, sweep: str, configs: Sequence[str]) -> dict[str, pl.DataFrame]:

@@ -1,7 +1,7 @@
 """A sweep as MLflow is to hold it: a run per config, and below it a run per seed. Reads the database; never imports mlflow.
 
 Metrics, in MLflow, can be added but neither changed nor removed. So a record's digest has two parts: its `identity` (which
-attempt's numbers it holds) and all else. Where the identity changed a run is written anew, where only the rest did it is edited.
+numbers it holds) and all else. Where the identity changed a run is written anew, where only the rest did it is edited.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Record:
 
     @property
     def digest(self) -> str:
-        return f"{self.identity}.{_digest([self.status, self.end, self.params, self.tags, self.metrics])}"
+        return f"{self.identity}.{_digest([self.status, self.end, self.params, self.tags])}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _parent(
     end = None if running else max((e for e in ends if e is not None), default=None)
     status = "RUNNING" if running else "FINISHED"
     start = min(r.start for r in children)
-    return Record(c["config_id"], status, start, end, params, _tags(tags), _digest([FORMAT, c["config_id"]]), means)
+    return Record(c["config_id"], status, start, end, params, _tags(tags), _digest([FORMAT, means]), means)
 
 
 def _tags(said: Mapping[str, object]) -> dict[str, str]:
@@ -216,7 +216,7 @@ def evaluation_label(evaluation: Mapping[str, Any]) -> str:
     """The task, then what is not the default: `two_step_sums`, `two_step_sums-temperature_0.7-num_samples_4`."""
     task = PurePosixPath(evaluation["task"]).stem if "/" in evaluation["task"] else evaluation["task"]
     fields = {k: f.default for k, f in Evaluation.model_fields.items() if k not in ("task", "task_key")}
-    said = {k: evaluation[k] for k, default in fields.items() if evaluation[k] not in (_plain(default), None)}
+    said = {k: evaluation[k] for k, default in fields.items() if _plain(evaluation[k]) not in (_plain(default), None)}
     texts = (f"{k}_{v if isinstance(v, int | float) else _short(v)}" for k, v in said.items())
     return re.sub(r"[^\w.\-]", "_", "-".join([task, *texts]), flags=re.ASCII)
 
