@@ -33,10 +33,13 @@ plan: $(READY)  ## show what `make sweep` would do, without doing it
 	@$(PYTHON) -m sweeps.cli plan $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
 
 mlflow-ui: $(READY)  ## look at what `emsweep export mlflow` wrote, in a browser (PORT=, MLFLOW_TRACKING_URI=)
-	@case "$(MLFLOW_TRACKING_URI)" in \
-	  http*) echo "open $(MLFLOW_TRACKING_URI)";; \
-	  *) echo "open http://127.0.0.1:$(PORT)   (Ctrl-C ends it)"; MLFLOW_DISABLE_TELEMETRY=true exec $(PYTHON) -m mlflow ui \
-	    --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $(PORT) --workers 1;; esac
+	@uri="$(MLFLOW_TRACKING_URI)"; file="$${uri#sqlite:///}"; \
+	case "$$uri" in \
+	  http*) echo "open $$uri"; exit;; \
+	  sqlite:///*) test -f "$$file" || { echo "there is no $$file: emsweep export mlflow makes it"; exit 1; };; \
+	esac; \
+	echo "open http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
+	MLFLOW_DISABLE_TELEMETRY=true exec $(PYTHON) -m mlflow ui --backend-store-uri "$$uri" --host 127.0.0.1 --port $(PORT)
 
 test: $(READY)  ## run every test this machine can (PYTEST_ARGS=)
 	$(PYTHON) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
