@@ -59,6 +59,7 @@ def shown(browser: Chrome, url: str, *texts: str) -> str:
 
 
 def test_the_page_shows_configs_and_their_curves_and_asks_nobody_else(browser: Chrome, address: str) -> None:
+    """A child's page draws its curves; its name is our run id."""
     from mlflow import MlflowClient
 
     name = "temperature=0.7, learning_rate=0.0001"
@@ -69,6 +70,8 @@ def test_the_page_shows_configs_and_their_curves_and_asks_nobody_else(browser: C
     run = shown(browser, f"{address}/#/experiments/1/runs/{config.info.run_id}", "learning_rate", "0.0001")
     assert "eval/arithmetic-num_samples_2/accuracy/mean" in run
     shown(browser, f"{address}/#/experiments/1/runs/{config.info.run_id}/artifacts", "curves.parquet", "config.json")
+    [seed, *_] = client.search_runs(["1"], "tags.`emsweep.seed` = '3'")
+    shown(browser, f"{address}/#/experiments/1/runs/{seed.info.run_id}/model-metrics", "accuracy", "entropy")
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     assert {u for u in urls if u.startswith("http") and not u.startswith(address)} == set()
