@@ -156,6 +156,7 @@ class BySqlite:
         for record, metrics in children:
             add(record, metrics, {PARENT: parent, DIGEST: record.digest})
         with self.store.ManagedSessionMaker(read_only=False) as session:
+            session.execute(sqlalchemy.text("PRAGMA cache_size = -262144"))  # 256 MB: else one transaction is synced many times
             for model, inserted in rows.items():
                 if inserted:
                     session.execute(sqlalchemy.insert(model.__table__), inserted)
