@@ -8,6 +8,8 @@ SET ?=
 ARGS ?=
 PYTEST_ARGS ?=
 SLURM_DIR ?= /tmp/emsweep-slurm
+MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
+PORT ?= 5000
 
 ifeq ($(origin PYTHON), undefined)
 PYTHON := .venv/bin/python
@@ -16,7 +18,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep study plan test check bench bench-slurm bench-report bench-eval coverage study-pruning study-comparison traps experiments faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep study plan test check mlflow-ui bench bench-slurm bench-report bench-eval bench-mlflow coverage study-pruning study-comparison traps experiments faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -29,6 +31,15 @@ study: $(READY)  ## search the space of a study's SPEC instead of listing config
 
 plan: $(READY)  ## show what `make sweep` would do, without doing it
 	@$(PYTHON) -m sweeps.cli plan $(SPEC) --launcher $(LAUNCHER) $(overrides) $(ARGS)
+
+mlflow-ui: $(READY)  ## look at what `emsweep export mlflow` wrote, in a browser (PORT=, MLFLOW_TRACKING_URI=)
+	@uri="$(MLFLOW_TRACKING_URI)"; file="$${uri#sqlite:///}"; \
+	case "$$uri" in \
+	  http*) echo "open $$uri"; exit;; \
+	  sqlite:///*) test -f "$$file" || { echo "there is no $$file: emsweep export mlflow makes it"; exit 1; };; \
+	esac; \
+	echo "open http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
+	MLFLOW_DISABLE_TELEMETRY=true exec $(PYTHON) -m mlflow ui --backend-store-uri "$$uri" --host 127.0.0.1 --port $(PORT)
 
 test: $(READY)  ## run every test this machine can (PYTEST_ARGS=)
 	$(PYTHON) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
@@ -69,6 +80,9 @@ experiments: $(READY)  ## every experiment of the two papers on the miniature (a
 
 bench-eval: $(READY)  ## tokens per second of an evaluation with and without refilling (ARGS=--hidden N)
 	$(PYTHON) -m tests.bench_eval $(ARGS)
+
+bench-mlflow: $(READY)  ## 13,440 runs into MLflow, beside log_metric in a loop and log_batch per run
+	$(PYTHON) -m tests.bench_mlflow $(ARGS)
 
 grading: $(READY)  ## grade benchmarks' own answers and solutions, and write docs/grading.md (DATA=folder of their files)
 	$(PYTHON) -m tests.grading_table $(DATA)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from em_core.errors import EmsweepError, UserError
-from sweeps import cli_care, cli_cluster, cli_import, cli_prompts, cli_study
+from sweeps import cli_care, cli_cluster, cli_export, cli_import, cli_prompts, cli_study
 from sweeps.options import (
     RESULTS,
     RUNS,
@@ -310,6 +310,7 @@ app.add_typer(cli_care.app)
 app.add_typer(cli_cluster.app)
 app.add_typer(cli_prompts.app)
 app.add_typer(cli_study.app)
+app.add_typer(cli_export.app, name="export")
 app.add_typer(cli_import.app, name="import")
 
 

@@ -58,3 +58,34 @@ class watching:  # noqa: N801 (reads as a statement)
         parts += [f"{failed} failed"] * bool(failed)
         parts += [f"{view.count(RunStatus.DIVERGED)} diverged"] * bool(view.count(RunStatus.DIVERGED))
         return f"{self.sweep}: " + " · ".join(parts)
+
+
+class counting:  # noqa: N801 (reads as a statement)
+    """Context whose `update(done, of)` shows how many runs are in MLflow, and the time left."""
+
+    def __init__(self, console: Console, sweep: str) -> None:
+        self.console, self.sweep = console, sweep
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None
+
+    def __enter__(self) -> counting:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        left = f" · {(of - done) / rate:.0f} s left" if rate and done < of else ""
+        line = f"{self.sweep}: {done:,}/{of:,} runs in MLflow{left}"
+        if self.live:
+            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif now - self.said >= PLAIN_EVERY:
+            self.console.print(line, soft_wrap=True)
+            self.said = now
