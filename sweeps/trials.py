@@ -50,10 +50,10 @@ class Trials:
         _unlock(path)
         directions = [o.direction for o in search.objectives]
         with _quiet():
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            self.storage = JournalStorage(JournalFileBackend(str(path)))
             pruner = optuna.pruners.WilcoxonPruner() if search.pruner == "wilcoxon" else optuna.pruners.NopPruner()
             self.study = optuna.create_study(
-                storage=storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+                storage=self.storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
             )
         if [d.name.lower() for d in self.study.directions] != directions:
             raise UserError(f"the study {name} was begun with other directions: give the spec another name")
@@ -79,7 +79,7 @@ class Trials:
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             found = []
             for frozen in running:
-                self.study.sampler = self._sampler(frozen.number)
+                self.study.sampler = optuna.samplers.RandomSampler() if self._is_whole(frozen) else self._sampler(frozen.number)
                 found.append(self._propose(Trial(self.study, frozen._trial_id)))
             return found
 
@@ -103,8 +103,10 @@ class Trials:
     def tell(self, number: int, told: Told, values: Sequence[float] | None, seeds: int, why: str) -> None:
         """End a trial. A trial that is told already stays as it is: the word for it was lost, not the telling.
 
-        A trial that a rule between seeds gave up has `values`, the mean of the seeds that it got: Optuna would take the last
-        report for its value, which is one seed's.
+        A trial that a rule between seeds gave up is pruned and yet has `values`, the mean of the seeds that it got; of itself
+        Optuna would take the last report for its value, which is one seed's. It is not told as complete: a mean over the
+        first seeds alone, which may be easy ones, would pass for the best. One that diverged is infeasible as well, so that
+        a sampler that learns takes it for worse than all others, whatever its first seeds had reported.
         """
         frozen = self._frozen(number)
         if frozen.state.is_finished():
@@ -113,11 +115,14 @@ class Trials:
         for key, said in {"told": str(told), "seeds": seeds, "why": why}.items():
             trial.set_user_attr(key, said)
         with _quiet():
-            if told is Told.COMPLETE or (told is Told.PRUNED and values):
-                self.study.tell(trial, list(values or ()))
+            if told is Told.DIVERGED:
+                trial.set_constraint(Told.DIVERGED, 1.0)
+            if told is Told.COMPLETE:
+                self.study.tell(number, list(values or ()))
+            elif told is Told.PRUNED and values:
+                self.storage.set_trial_state_values(frozen._trial_id, TrialState.PRUNED, list(values))
             else:
-                state = TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED
-                self.study.tell(trial, state=state)
+                self.study.tell(number, state=TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED)
 
     def _propose(self, trial: Trial) -> tuple[int, str, dict[str, Any]]:
         point = self.space.point(lambda d: d.suggest(trial))
@@ -127,8 +132,18 @@ class Trials:
     def _frozen(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
 
+    def _is_whole(self, frozen: FrozenTrial) -> bool:
+        """Whether a trial has all its parameters."""
+        try:
+            self.space.point(lambda d: frozen.params[d.name])
+        except KeyError:
+            return False
+        return True
+
     def _trial(self, number: int) -> Trial:
+        """A trial to tell something of. Optuna samples whenever it makes such an object; here nothing is to be drawn."""
         with _quiet():
+            self.study.sampler = optuna.samplers.RandomSampler()
             return Trial(self.study, self._frozen(number)._trial_id)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -138,13 +153,25 @@ class Trials:
         match self.search.sampler:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
-            case "qmc":  # one scrambled sequence; what lies outside of its space is drawn
-                rest = optuna.samplers.RandomSampler(seed=seed)
-                return optuna.samplers.QMCSampler(
-                    scramble=True, seed=self.search.seed, independent_sampler=rest, warn_independent_sampling=False
-                )
+            case "qmc":
+                return _Sequence(number, self.search.seed, optuna.samplers.RandomSampler(seed=seed))
         startup = self.search.n_startup_trials
         return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=True, group=True, seed=seed)
+
+
+class _Sequence(optuna.samplers.QMCSampler):
+    """One scrambled Sobol sequence; what lies outside of its space is drawn by `rest`, and so is the first trial.
+
+    A trial's point is that of its number. Optuna would count the points that it gave away, and leave out one whenever a
+    process died with it.
+    """
+
+    def __init__(self, number: int, seed: int, rest: optuna.samplers.BaseSampler) -> None:
+        super().__init__(scramble=True, seed=seed, independent_sampler=rest, warn_independent_sampling=False)
+        self.number = number
+
+    def _find_sample_id(self, study: optuna.Study, search_space: Any) -> int:
+        return max(0, self.number - 1)
 
 
 @contextlib.contextmanager
