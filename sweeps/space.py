@@ -260,10 +260,8 @@ def _refuse_never(d: Numbers | Choices, spec: Spec, earlier: Sequence[Numbers | 
     for field, wanted in d.when.items():
         values = wanted if isinstance(wanted, list) else [wanted]
         of = next((e for e in earlier if e.name == field), None)
-        if of is not None:
-            possible = any(of.holds(v) for v in values)
-        else:
-            possible = matches({field: wanted}, spec.base | spec.overrides)
+        fixed = matches({field: wanted}, spec.base | spec.overrides)
+        possible = fixed if of is None else any(of.holds(v) for v in values)
         if not possible and field not in spec.overrides:
             raise SpecError((*path, "when", field), f"{said_as(wanted)} is no value that {field} has here: it never holds")
 

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from em_core.errors import UserError
 from em_core.journal import Appender
 from sweeps.search import Search
-from sweeps.space import Space
+from sweeps.space import Choices, Numbers, Space
 
 STALE = 1.0
 """Seconds for which a lock on the journal may be somebody's who lives (a dashboard): who holds it writes a line and lets go."""
@@ -69,19 +69,13 @@ class Trials:
     def ask(self) -> tuple[int, str, dict[str, Any]]:
         """(number, origin, point) of a new trial."""
         with _quiet():
-            number = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
-            self.study.sampler = self._sampler(number)
             return self._propose(self.study.ask())
 
     def open(self) -> list[tuple[int, str, dict[str, Any]]]:
         """The trials that were asked for and not told. One that got only some of its parameters gets the others now."""
         with _quiet():
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            found = []
-            for frozen in running:
-                self.study.sampler = optuna.samplers.RandomSampler() if self._is_whole(frozen) else self._sampler(frozen.number)
-                found.append(self._propose(Trial(self.study, frozen._trial_id)))
-            return found
+            return [self._propose(Trial(self.study, frozen._trial_id)) for frozen in running]
 
     def finished(self) -> list[FrozenTrial]:
         """Every trial that was told, as Optuna has it; `user_attrs` hold what we said of it."""
@@ -105,8 +99,7 @@ class Trials:
 
         A trial that a rule between seeds gave up is pruned and yet has `values`, the mean of the seeds that it got; of itself
         Optuna would take the last report for its value, which is one seed's. It is not told as complete: a mean over the
-        first seeds alone, which may be easy ones, would pass for the best. One that diverged is infeasible as well, so that
-        a sampler that learns takes it for worse than all others, whatever its first seeds had reported.
+        first seeds alone, which may be easy ones, would pass for the best.
         """
         frozen = self._frozen(number)
         if frozen.state.is_finished():
@@ -115,8 +108,6 @@ class Trials:
         for key, said in {"told": str(told), "seeds": seeds, "why": why}.items():
             trial.set_user_attr(key, said)
         with _quiet():
-            if told is Told.DIVERGED:
-                trial.set_constraint(Told.DIVERGED, 1.0)
             if told is Told.COMPLETE:
                 self.study.tell(number, list(values or ()))
             elif told is Told.PRUNED and values:
@@ -125,36 +116,36 @@ class Trials:
                 self.study.tell(number, state=TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED)
 
     def _propose(self, trial: Trial) -> tuple[int, str, dict[str, Any]]:
-        point = self.space.point(lambda d: d.suggest(trial))
+        point = self.space.point(lambda d: self._suggest(d, trial))
         origin = trial.user_attrs.get("origin", "sampled")
         return trial.number, origin, point
+
+    def _suggest(self, dimension: Numbers | Choices, trial: Trial) -> Any:
+        """A parameter of a trial: what it has, or a draw that is the same whichever others it has already.
+
+        A sampler draws some parameters together (`relative_params`) and the others one after the other.
+        """
+        if dimension.name not in trial.params:
+            self.study.sampler = self._sampler(f"{trial.number}")
+            assert trial.relative_params is not None
+            self.study.sampler = self._sampler(f"{trial.number}/{dimension.name}")
+        return dimension.suggest(trial)
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
 
-    def _is_whole(self, frozen: FrozenTrial) -> bool:
-        """Whether a trial has all its parameters."""
-        try:
-            self.space.point(lambda d: frozen.params[d.name])
-        except KeyError:
-            return False
-        return True
-
     def _trial(self, number: int) -> Trial:
-        """A trial to tell something of. Optuna samples whenever it makes such an object; here nothing is to be drawn."""
         with _quiet():
-            self.study.sampler = optuna.samplers.RandomSampler()
             return Trial(self.study, self._frozen(number)._trial_id)
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """The sampler of one trial, its draws keyed by the trial's number: a process that goes on draws nothing twice."""
-        key = f"{self.search.seed}/{number}".encode()
-        seed = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
+    def _sampler(self, key: str) -> optuna.samplers.BaseSampler:
+        """The sampler of one trial or parameter, its draws keyed: a process that goes on draws what any other would have."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.search.seed}/{key}".encode()).digest()[:4], "big")
         match self.search.sampler:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "qmc":
-                return _Sequence(number, self.search.seed, optuna.samplers.RandomSampler(seed=seed))
+                return _Sequence(self.search.seed, optuna.samplers.RandomSampler(seed=seed))
         startup = self.search.n_startup_trials
         return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=True, group=True, seed=seed)
 
@@ -166,9 +157,13 @@ class _Sequence(optuna.samplers.QMCSampler):
     process died with it.
     """
 
-    def __init__(self, number: int, seed: int, rest: optuna.samplers.BaseSampler) -> None:
+    def __init__(self, seed: int, rest: optuna.samplers.BaseSampler) -> None:
         super().__init__(scramble=True, seed=seed, independent_sampler=rest, warn_independent_sampling=False)
-        self.number = number
+        self.number = 0
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        self.number = trial.number
+        return super().sample_relative(study, trial, search_space)
 
     def _find_sample_id(self, study: optuna.Study, search_space: Any) -> int:
         return max(0, self.number - 1)

@@ -1,4 +1,4 @@
-"""The `search` block: each mistake is one line with its place, exit code 2, and nothing is written; and the space it describes."""
+"""The `search` block: each mistake is one line with its place, exit code 2, nothing written; and the space it describes."""
 
 from __future__ import annotations
 
