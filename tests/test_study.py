@@ -20,6 +20,7 @@ import pytest
 from em_core.config import run_id
 from em_core.journal import Attempt, RunStatus, SweepDir
 from em_core.noop import FAULT, STEP_SECONDS
+from sweeps import cli
 from sweeps.confirm import FIRST_FRESH
 from sweeps.manifest import CONFIRM, Manifest, read_manifest
 from sweeps.observe import Observer
@@ -31,7 +32,7 @@ search:
   space:
     learning_rate: {{low: 1.0e-5, high: 1.0e-3, log: true}}
     num_iterations: [1, 2, 3]
-    epsilon: {{low: 0.1, high: 0.3, when: {{num_iterations: [2, 3]}}}}
+    epsilon: {{low: 0.1, high: 0.3, when: {{num_iterations: [1, 3]}}}}
   sampler: random
   seeds_per_trial: {seeds}
   n_trials: {trials}
@@ -159,7 +160,7 @@ def test_a_conditional_field_is_in_a_config_only_where_its_condition_holds(done:
     manifest = done.manifest()
     for trial in manifest.trials.values():
         training, point = manifest.configs[trial["config_id"]].training, trial["params"]
-        assert ("epsilon" in point) == (point["num_iterations"] > 1)
+        assert ("epsilon" in point) == (point["num_iterations"] != 2)
         assert training.epsilon == point.get("epsilon", 0.2)
         assert training.learning_rate == point["learning_rate"]
     assert {"epsilon" in t["params"] for t in manifest.trials.values()} == {True, False}
@@ -190,11 +191,15 @@ def test_the_commands_for_sweeps_know_a_study(done: Folder) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_command_does_nothing_and_more_trials_go_on(again: Folder) -> None:
-    before = again.sweep().manifest.read_bytes()
-    again.study("s.yaml")
-    assert again.sweep().manifest.read_bytes() == before
-    assert len(again.attempts()) == 11
+def test_the_same_command_does_nothing(done: Folder) -> None:
+    before = done.sweep().manifest.read_bytes()
+    done.study("s.yaml")
+    assert done.sweep().manifest.read_bytes() == before
+    assert len(done.attempts()) == 11
+
+
+@pytest.mark.slow
+def test_more_trials_go_on(again: Folder) -> None:
     again.study("s.yaml", "--set", "search.n_trials=6")
     manifest = again.manifest()
     assert states(manifest) == ["complete"] * 6
@@ -218,13 +223,18 @@ def test_the_same_command_does_nothing_and_more_trials_go_on(again: Folder) -> N
         (", log: true}", "}", "search.space.learning_rate: a study keeps its choices"),
     ],
 )
-def test_what_makes_trials_incomparable_is_refused(old: str, new: str, said: str, again: Folder) -> None:
+def test_what_makes_trials_incomparable_is_refused(
+    old: str, new: str, said: str, again: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = again.path / "s.yaml"
     spec.write_text(spec.read_text().replace(old, new))
     before = again.sweep().manifest.read_bytes(), again.sweep().study.read_bytes()
-    error = again.study("s.yaml", "--set", "search.n_trials=6", check=2)
+    monkeypatch.chdir(again.path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["study", "s.yaml", "--launcher", "local", "-y", "--set", "search.n_trials=6"])
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
     assert error.startswith(f"emsweep: {said}")
-    assert error.count("\n") == 1
     assert (again.sweep().manifest.read_bytes(), again.sweep().study.read_bytes()) == before
 
 
@@ -238,16 +248,15 @@ def test_a_warm_start_tries_the_best_of_others_first_and_trains_no_run_twice(aga
     (again.path / "p.yaml").write_text(plain)
     again.call("run", "p.yaml", "--launcher", "local", "-y")
     means = again.rows(
-        "SELECT learning_rate, avg(accuracy) AS mean FROM scores JOIN configs USING (config_id) WHERE sweep = 'p' AND step = 4 "
-        "GROUP BY ALL ORDER BY mean DESC"
+        "SELECT learning_rate, avg(accuracy) AS mean FROM scores WHERE sweep = 'p' AND step = 4 GROUP BY ALL ORDER BY mean DESC"
     )
-    keys = "warm_start: [{sweep: s, top: 2}, {sweep: p, top: 1}]\n  enqueue: [{learning_rate: 1.0e-4, num_iterations: 1}]"
+    keys = "warm_start: [{sweep: s, top: 2}, {sweep: p, top: 1}]\n  enqueue: [{learning_rate: 1.0e-4, num_iterations: 2}]"
     said = again.study(again.write("w", keys, trials=5))
     assert "2 of the best configs are tried first (warm start: s)" in said
     manifest, first = again.manifest("w"), again.manifest()
     origins = [manifest.trials[n]["origin"] for n in range(5)]
     assert origins == ["enqueued", "warm start: s", "warm start: s", "warm start: p", "sampled"]
-    assert manifest.trials[0]["params"] == {"learning_rate": 1e-4, "num_iterations": 1}
+    assert manifest.trials[0]["params"] == {"learning_rate": 1e-4, "num_iterations": 2}
     best = sorted(first.told.values(), key=lambda r: -r["values"][0])[:2]
     assert [manifest.trials[n]["params"] for n in (1, 2)] == [first.trials[r["number"]]["params"] for r in best]
     assert [manifest.told[n]["values"] for n in (1, 2)] == [r["values"] for r in best]
@@ -264,8 +273,8 @@ def test_a_warm_start_tries_the_best_of_others_first_and_trains_no_run_twice(aga
 @pytest.mark.slow
 def test_device_hours_and_minutes_end_a_study(folder: Folder) -> None:
     for name, keys, more, endless in (
-        ("hours", "", "max_device_hours: 0.001", "  n_trials: 4\n"),
-        ("minutes", "timeout_min: 0.05", "", "  n_trials: 4\n"),
+        ("hours", "", "max_device_hours: 0.0007", "  n_trials: 4\n"),
+        ("minutes", "timeout_min: 0.02", "", "  n_trials: 4\n"),
     ):
         spec = folder.path / folder.write(name, keys, more)
         spec.write_text(spec.read_text().replace(endless, ""))
@@ -274,24 +283,25 @@ def test_device_hours_and_minutes_end_a_study(folder: Folder) -> None:
         assert set(states(manifest)) == {"complete"}, "what was begun is finished"
         assert 1 <= len(manifest.trials) < 12
         took = sum(a.end["seconds"] for a in attempts if a.end)
-        assert name == "minutes" or 1.2 < took <= 3.6
+        assert name == "minutes" or 0.8 < took <= 2.52
         before = len(attempts)
-        folder.study(spec.name, env={STEP_SECONDS: "0.1"})
-        assert len(folder.attempts(name)) == before, "nor is there time for more afterwards"
+        if name == "minutes":
+            folder.study(spec.name)
+            assert len(folder.attempts(name)) == before, "nor is there time for more afterwards"
 
 
 # -- pruning, faults, objectives ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pruner", ["racing", "wilcoxon"])
+@pytest.mark.parametrize("pruner", ["racing", pytest.param("wilcoxon", marks=pytest.mark.long)])
 def test_pruning_between_seeds_uses_fewer_runs(pruner: str, folder: Folder) -> None:
-    folder.study(folder.write(keys=f"pruner: {pruner}", seeds=6, trials=10))
+    folder.study(folder.write(keys=f"pruner: {pruner}", seeds=6, trials=8))
     manifest, attempts = folder.manifest(), folder.attempts()
     told = Counter(states(manifest))
     assert told["pruned"] >= 1
-    assert told["pruned"] + told["complete"] == 10
-    assert len(attempts) < 10 * 6
+    assert told["pruned"] + told["complete"] == 8
+    assert len(attempts) < 8 * 6
     found = folder.rows("SELECT run_id, accuracy FROM scores WHERE step = 4")
     values = {r["run_id"]: r["accuracy"] for r in found}
     for number, r in manifest.told.items():
@@ -308,7 +318,7 @@ def test_pruning_between_seeds_uses_fewer_runs(pruner: str, folder: Folder) -> N
 @pytest.mark.slow
 def test_pruning_within_a_run_stops_it_and_frees_its_worker(folder: Folder) -> None:
     keys = "within_run: median\n  n_startup_trials: 2\n  n_warmup_steps: 1"
-    folder.study(folder.write(keys=keys, seeds=1, trials=8), env={STEP_SECONDS: "0.3"})
+    folder.study(folder.write(keys=keys, seeds=1, trials=8), env={STEP_SECONDS: "0.2"})
     manifest = folder.manifest()
     pruned = [r for r in manifest.told.values() if r["state"] == "pruned"]
     assert pruned
@@ -323,11 +333,10 @@ def test_pruning_within_a_run_stops_it_and_frees_its_worker(folder: Folder) -> N
         end = ends[run].end
         assert end is not None
         assert (ends[run].status, end["message"]) == (RunStatus.CANCELLED, reason)
-        assert end["seconds"] < 4 * 0.3
         later = [a.start["t"] - end["t"] for a in ends.values() if a.start.get("t", 0) > end["t"]]
         assert not later or min(later) < 1.0, "the next run did not wait"
     before = len(ends)
-    folder.study("s.yaml", env={STEP_SECONDS: "0.3"})
+    folder.study("s.yaml")
     assert len(folder.attempts()) == before, "what was stopped stays so"
 
 
@@ -347,7 +356,7 @@ def test_failed_trials_are_told_so_and_the_study_goes_on(folder: Folder) -> None
 def test_a_diverged_run_ends_its_trial_and_is_no_failure(folder: Folder) -> None:
     spec = folder.path / folder.write(keys="enqueue: [{learning_rate: 1.0e+30}]", trials=2, seeds=2)
     text = spec.read_text().replace("high: 1.0e-3", "high: 1.0e+30").replace("noop, max_steps: 4", "em, max_steps: 4")
-    text = text.replace("    num_iterations: [1, 2, 3]\n", "    num_generations: [2]\n").replace("low: 1.0e-5", "low: 1.0e-5")
+    text = text.replace("    num_iterations: [1, 2, 3]\n", "    num_generations: [2]\n")
     text = "\n".join(line for line in text.splitlines() if "epsilon" not in line)
     spec.write_text(text.replace("max_steps: 4}", "max_steps: 4, max_completion_length: 8}"))
     folder.study(spec.name, "--set", "search.n_trials=1")
@@ -379,6 +388,7 @@ def test_two_objectives_have_a_pareto_front_that_is_confirmed(folder: Folder) ->
     assert confirmed <= front or front <= confirmed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_cancelling_a_running_run_ends_its_trial(folder: Folder) -> None:
     spec = folder.write(trials=2, seeds=1)
