@@ -309,7 +309,7 @@ def test_pruning_between_seeds_uses_fewer_runs(pruner: str, folder: Folder) -> N
         assert r["values"] == [pytest.approx(sum(mine) / len(mine))]
         if r["state"] == "pruned":
             assert r["seeds"] < 6
-            assert r["why"] == f"worse than the best after {r['seeds']} seeds"
+            assert r["why"] == f"behind the best after {r['seeds']} seeds"
     study = folder.optuna()
     assert study.best_value == max(r["values"][0] for r in manifest.told.values() if r["state"] == "complete")
     assert [t.state.name.lower() for t in study.trials] == states(manifest)
