@@ -57,6 +57,10 @@ class Trials:
             )
         if [d.name.lower() for d in self.study.directions] != directions:
             raise UserError(f"the study {name} was begun with other directions: give the spec another name")
+        names = [o.metric if o.rule == "last" else f"{o.metric} ({o.rule})" for o in search.objectives]
+        with _quiet():
+            if self.study.metric_names != names:
+                self.study.set_metric_names(names)  # so that a dashboard says what its axes are
 
     def enqueue(self, points: Sequence[Mapping[str, Any]], origin: str) -> int:
         """Have these points tried first, once; returns how many are new. Fields that they lack, or that do not fit, are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,18 @@ def test_each_kind_of_spec_has_its_command(here: Path, capsys: pytest.CaptureFix
     assert complaint(capsys, "study", "spec.yaml") == "spec.yaml: has no `search`: `emsweep run` carries it out"
     said = complaint(capsys, "run", "spec.yaml", "--set", "search.n_trials=3")
     assert said == "--set search.n_trials: this spec is no study: it has no `search`"
+
+
+@pytest.mark.fast
+def test_plan_says_what_a_study_would_do_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(OK)
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["plan", "spec.yaml", "--launcher", "local", *more])
+        assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("t: 5 trials x 4 seeds = up to 20 runs, then 3 x 16 to confirm, 0 trials done, ")
+    assert json.loads(said.partition("\n")[2])["trials"] == 5
 
 
 @pytest.mark.fast

@@ -350,6 +350,7 @@ def test_anybody_may_open_the_file_with_optuna(trials: Made, tmp_path: Path) -> 
     assert study.study_name == "t"
     assert study.best_value == pytest.approx(max(height(t.params) for t in study.trials), abs=1e-9)
     frame = study.trials_dataframe()
-    assert {"params_learning_rate", "params_kl_coef", "user_attrs_told", "value"} <= set(frame.columns)
+    assert study.metric_names == ["accuracy"]
+    assert {"params_learning_rate", "params_kl_coef", "user_attrs_told", "value_accuracy"} <= set(frame.columns)
     assert set(optuna.importance.get_param_importances(study)) >= {"learning_rate", "temperature"}
     assert isinstance(study.trials[0].distributions["temperature"], optuna.distributions.FloatDistribution)
