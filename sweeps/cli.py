@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,8 +65,13 @@ def plan(
     from sweeps.expand import expand
     from sweeps.plan import make_plan, print_plan
     from sweeps.runner import pick_launcher
+    from sweeps.study_run import plan_study
 
     loaded, site = load(spec, sets)
+    if loaded.search:
+        searched = plan_study(loaded, root, pick_launcher(launcher, site))
+        print(json.dumps(asdict(searched), indent=2) if as_json else searched.text())
+        return
     made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))

@@ -40,6 +40,10 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     spec = _shortest(manifest.spec["spec_path"])
     console.print(f"next: {emsweep} report {sweep}", soft_wrap=True)
     console.print(f'      {emsweep} sql "{query}"', soft_wrap=True)
+    if done.spec.search:  # which confirms by itself
+        further = 2 * len(manifest.trials)
+        console.print(f"      {emsweep} study {spec} --set search.n_trials={further}", soft_wrap=True)
+        return
     if done.view.done and manifest.wanted_evaluations:
         console.print(f"      {emsweep} confirm {sweep} --top 3 --seeds 16", soft_wrap=True)
     console.print(f"      {emsweep} plan {spec} --set seeds=16", soft_wrap=True)

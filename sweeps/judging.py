@@ -100,8 +100,8 @@ class Judge:
 
     def _is_worse(self, number: int, values: Sequence[float], manifest: Manifest, view: View) -> bool:
         """What the rule between seeds says of a trial with these values of its first seeds."""
+        self.trials.report(number, values)
         if self.search.pruner == "wilcoxon":
-            self.trials.report(number, values)
             return self.trials.should_prune(number)
         sign = 1 if self.search.objectives[0].direction == "maximize" else -1
         seeds = range(self.search.seeds_per_trial)

@@ -45,6 +45,7 @@ def spec_schema() -> dict[str, Any]:
     properties["arms"]["additionalProperties"] = {"$ref": "#/$defs/Arm"}
     for section in ("base", "axes"):
         properties[section].pop("additionalProperties", None)
+    _add_search(schema, fields, single)
     rules: dict[str, Any] = {"$ref": "#/$defs/Resources"}
     from sweeps.resources import Resources
 
@@ -53,6 +54,24 @@ def spec_schema() -> dict[str, Any]:
     schema["$defs"]["Resources"]["additionalProperties"] = False
     properties["resources"]["anyOf"] = [rules, {"type": "array", "items": rules}]
     return schema
+
+
+def _add_search(schema: dict[str, Any], fields: dict[str, Any], param: dict[str, Any]) -> None:
+    """A study searches fields, and has no `seeds`: those of its trials stand under `search`."""
+    about = {n: {"description": f["description"]} for n, f in fields.items()}
+    bounds: dict[str, Any] = {"anyOf": [{"$ref": "#/$defs/Dimension"}, {"type": "array", "minItems": 1}]}
+    some: dict[str, Any] = {"type": "array", "minItems": 1}
+    schema["$defs"] |= {
+        "Space": {**_closed({n: a | bounds for n, a in about.items()}, bounds), "minProperties": 1},
+        "Point": _closed(fields, param),
+        "Condition": _closed({n: a | {"anyOf": [fields[n], some]} for n, a in about.items()}, {"anyOf": [param, some]}),
+    }
+    search, dimension = schema["$defs"]["Search"]["properties"], schema["$defs"]["Dimension"]["properties"]
+    for where, key, name in ((search, "space", "Space"), (dimension, "when", "Condition")):
+        where[key] = {"description": where[key]["description"], "$ref": f"#/$defs/{name}"}
+    search["enqueue"]["items"] = {"$ref": "#/$defs/Point"}
+    schema["required"].remove("seeds")
+    schema["oneOf"] = [{"required": ["seeds"]}, {"required": ["search"]}]
 
 
 def _closed(properties: dict[str, Any], param: dict[str, Any]) -> dict[str, Any]:

@@ -46,10 +46,12 @@ class WarmStart(Strict):
 class Dimension(Strict):
     """The distribution of one field, in Optuna's words."""
 
-    low: float | None = Field(None, description="Lowest value.")
-    high: float | None = Field(None, description="Highest value, included.")
+    low: int | float | None = Field(None, description="Lowest value (in the field's unit).")
+    high: int | float | None = Field(None, description="Highest value, included (in the field's unit).")
     log: bool = Field(False, description="Drawn on a logarithmic scale.")
-    step: float | None = Field(None, gt=0, description="Distance between possible values, from `low` on.")
+    step: int | float | None = Field(
+        None, gt=0, description="Distance between possible values, from `low` on (in the field's unit)."
+    )
     choices: list[Any] | None = Field(None, min_length=1, description="Instead of bounds: the possible values.")
     when: dict[str, Any] = Field({}, description="Only where these fields have these values (a list: any of them).")
 
@@ -66,7 +68,7 @@ class Search(Strict):
     sampler: Literal["tpe", "random", "qmc"] = Field("tpe", description="Who proposes trials.")
     seed: int = Field(0, ge=0, description="Seed of the sampler (any number).")
     n_startup_trials: int = Field(10, ge=1, description="Trials of tpe, and of pruning within a run, before it uses what it saw.")
-    seeds_per_trial: int = Field(4, ge=1, description="Seeds that judge a trial: 0, 1, ... for every one (count).")
+    seeds_per_trial: int = Field(4, ge=1, le=1000, description="Seeds that judge a trial: 0, 1, ... for every one (count).")
     pruner: Literal["none", "wilcoxon", "racing"] = Field(
         "none", description="Between seeds: which rule gives a trial up before it has had all of them."
     )

@@ -49,6 +49,8 @@ def refuse_unread(spec: Spec, methods: set[str]) -> None:
     sources += [(("arms", name), fields) for name, fields in spec.arms.items()]
     if spec.random:
         sources.append((("random", "fields"), spec.random.fields))
+    if spec.search:
+        sources.append((("search", "space"), [n for n in spec.search.space if n not in spec.overrides]))
     sources.append(((), [n for n in spec.overrides if n not in COUNTS and not n.startswith("search.")]))
     for path, names in sources:
         refuse_chained(names, path)
@@ -101,4 +103,4 @@ def source_of(spec: Spec, name: str) -> Path_:
     for arm, fields in spec.arms.items():
         if name in fields:
             return ("arms", arm, name)
-    return ("base", name)
+    return ("search", "space", name) if spec.search and name in spec.search.space else ("base", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from sweeps.axes import checked
 from sweeps.complaints import said_as, unknown
 from sweeps.expand import Config, Expansion, Fields, Finders, finders, point_config
 from sweeps.measurements import evaluations_of
+from sweeps.objectives import check_objectives
 from sweeps.own import is_field
 from sweeps.search import Dimension
 from sweeps.sources import refuse_unread
-from sweeps.spec import Spec, matches, unknown_field
+from sweeps.spec import Spec, check_rule, matches, unknown_field
 from sweeps.yamlfile import SpecError
 
 if TYPE_CHECKING:
@@ -51,12 +53,16 @@ class Numbers:
         return int(parameter) if self.whole else canonical(float(parameter))
 
     def parameter(self, value: Any) -> Any:
-        """What Optuna is to be told for the value; None where it is not in the distribution."""
+        """What Optuna is to be told for a value of the distribution."""
+        return int(value) if self.whole else float(value)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is in the distribution."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high or (self.whole and value != int(value)):
-            return None
+            return False
         off = (value - self.low) / self.step if self.step else 0.0
-        return value if abs(off - round(off)) < 1e-6 else None
+        return bool(abs(off - round(off)) < 1e-8)
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,16 @@ class Choices:
         return trial.suggest_categorical(self.name, [_storable(v) for v in self.values])
 
     def value(self, parameter: Any) -> Any:
+        """The field's value."""
         return next(v for v in self.values if _storable(v) == parameter)
 
     def parameter(self, value: Any) -> Any:
-        return _storable(value) if value in self.values else None
+        """What Optuna is to be told for one of the values."""
+        return _storable(value)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is one of the choices; null may be one."""
+        return value in self.values
 
 
 def _storable(value: Any) -> Any:
@@ -103,8 +115,19 @@ class Space:
 
     def parameters(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What Optuna is to be told of given values; those that the space does not hold are left to the sampler."""
-        known = {d.name: d.parameter(said[d.name]) for d in self.dimensions if d.name in said}
-        return {name: value for name, value in known.items() if value is not None}
+        return {d.name: d.parameter(said[d.name]) for d in self.dimensions if d.name in said and d.holds(said[d.name])}
+
+    def said_of(self, config: Config) -> dict[str, Any]:
+        """The fields of any config as this space says them: a prompt or model is the choice that comes out the same."""
+        said: dict[str, Any] = config.training.flat()
+        same = {
+            "prompt": lambda v: self._find[0](v).text == config.training.prompt,
+            "model_name_or_path": lambda v: self._find[1]((v, config.training.model_revision)) == config.model,
+        }
+        for d in self.dimensions:
+            if d.name in same and isinstance(d, Choices) and not config.training.command:
+                said[d.name] = next(filter(same[d.name], d.values), said[d.name])
+        return {d.name: said[d.name] for d in self.dimensions if d.name in said}
 
     def as_json(self) -> dict[str, dict[str, Any]]:
         """The space for the record: JSON values only."""
@@ -171,7 +194,11 @@ def _space(spec: Spec) -> Space:
                 raise SpecError(path, f"`{name}` is also set under `{where}`: keep one")
         if name not in spec.overrides:
             earlier = [d.name for d in found]
-            found.append(_dimension(name, said if isinstance(said, Dimension) else Dimension(choices=said), path, spec, earlier))
+            if said == []:
+                raise SpecError(path, "no choices: no trial has a value")
+            dimension = _dimension(name, said if isinstance(said, Dimension) else Dimension(choices=said), path, spec, earlier)
+            _refuse_never(dimension, spec, found, path)
+            found.append(dimension)
     if not found:
         raise SpecError(("search", "space"), "nothing is left to search: every field is set on the command line")
     space = Space(spec, tuple(found))
@@ -181,8 +208,10 @@ def _space(spec: Spec) -> Space:
             of = next((d for d in found if d.name == name), None)
             if of is None and name not in spec.overrides:
                 raise SpecError(here, unknown("searched field", name, spec.search.space))
-            if of is not None and of.parameter(value) is None:
+            if of is not None and not of.holds(value):
                 raise SpecError(here, f"{said_as(value)} is not in the space")
+            if of is not None and of.when.keys() <= point.keys() and not matches(of.when, point):
+                raise SpecError(here, f"is searched only where {_condition(of.when)}")
     return space
 
 
@@ -191,6 +220,8 @@ def _dimension(name: str, said: Dimension, path: tuple[str, ...], spec: Spec, ea
         if field not in earlier and field not in spec.base and field not in spec.overrides:
             known = [*earlier, *spec.base]
             raise SpecError((*path, "when", field), f"a condition is on a field above it: {unknown('field', field, known)}")
+    if said.when:
+        check_rule(said.when, (*path, "when"))
     if said.choices is not None:
         if said.low is not None or said.high is not None or said.log or said.step:
             raise SpecError((*path, "choices"), "a field has either choices or `low` and `high`")
@@ -205,15 +236,38 @@ def _dimension(name: str, said: Dimension, path: tuple[str, ...], spec: Spec, ea
         raise SpecError((*path, "high"), f"{said.high:g} is below `low` ({said.low:g})")
     if said.log and (said.low <= 0 or said.step):
         raise SpecError((*path, "log"), "needs bounds above 0, and no `step`")
-    annotation = str(TrainingConfig.model_fields[name].annotation) if name in TrainingConfig.model_fields else ""
-    bounds = (said.low, said.high, said.step or 1)
-    whole = all(float(b).is_integer() for b in bounds) if name.startswith(PARAMS) else "int" in annotation
-    if whole and not all(float(b).is_integer() for b in bounds):
-        raise SpecError(path, f"{name} is a whole number: so are its bounds and its step")
-    low, high = (int(b) if whole else float(b) for b in bounds[:2])
-    for key, bound in (("low", low), ("high", high)):
-        checked(name, bound, (*path, key))
-    return Numbers(name, low, high, said.step, said.log, whole, said.when)
+    bounds = {"low": said.low, "high": said.high, "step": said.step or 1}
+    if name.startswith(PARAMS):  # nobody declared a type: whole numbers stay so where all are written so
+        whole = all(isinstance(b, int) for b in bounds.values())
+    else:
+        whole = "int" in str(TrainingConfig.model_fields[name].annotation)
+    for key, bound in bounds.items():
+        if whole and not float(bound).is_integer():
+            raise SpecError((*path, key), f"{said_as(bound)} is not a whole number, and {name} is one")
+    low, high = (checked(name, int(bounds[k]) if whole else float(bounds[k]), (*path, k)) for k in ("low", "high"))
+    found = Numbers(name, low, high, said.step, said.log, whole, said.when)
+    if not found.holds(high):
+        steps = math.floor((high - low) / (said.step or 1))
+        raise SpecError(
+            (*path, "high"),
+            f"{high:g} is not reached by steps of {said.step:g} from {low:g}: the last is {low + steps * (said.step or 1):g}",
+        )
+    return found
+
+
+def _refuse_never(d: Numbers | Choices, spec: Spec, earlier: Sequence[Numbers | Choices], path: tuple[str, ...]) -> None:
+    """Refuse a condition that no trial fulfils."""
+    for field, wanted in d.when.items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        of = next((e for e in earlier if e.name == field), None)
+        fixed = matches({field: wanted}, spec.base | spec.overrides)
+        possible = fixed if of is None else any(of.holds(v) for v in values)
+        if not possible and field not in spec.overrides:
+            raise SpecError((*path, "when", field), f"{said_as(wanted)} is no value that {field} has here: it never holds")
+
+
+def _condition(when: Mapping[str, Any]) -> str:
+    return " and ".join(f"{k} = {' or '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in when.items())
 
 
 def study_expansion(space: Space) -> Expansion:
@@ -227,12 +281,11 @@ def study_expansion(space: Space) -> Expansion:
         fields = [spec.base | spec.overrides | p for p in points]
         methods = {f.get("method", TrainingConfig.model_fields["method"].default) for f in fields}
         refuse_unread(spec, methods)
-        for name in (d.name for d in space.dimensions):
-            refuse_unread(spec.model_copy(update={"base": {}, "link": {}, "axes": {name: []}}), methods)
         configs = {c.config_id: c for c in map(space.config, points)}
         evaluations = evaluations_of(spec, list(configs.values()))
         if not evaluations:
             raise SpecError(("evaluate",), "a study needs a measurement to judge trials by: say what to evaluate")
+        check_objectives(spec, list(configs.values()), evaluations)
     except SpecError as mistake:
         raise spec.document.error(mistake) from None
     return Expansion(spec.sweep, tuple(configs.values()), (), evaluations, prompt_sets=space.prompt_sets())

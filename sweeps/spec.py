@@ -163,7 +163,7 @@ def load_spec(path: Path, sets: Iterable[str] = (), site: Site | None = None, te
     overrides: dict[str, Any] = {}
     for key, value in said.items():
         _override(key, value, data, overrides)
-    document = replace(document, overridden=frozenset((k,) if k.startswith(PARAMS) else tuple(k.split(".", 1)) for k in keys))
+    document = replace(document, overridden=frozenset((k,) if k.startswith(PARAMS) else tuple(k.split(".")) for k in keys))
     try:
         if isinstance(said_search := data.get("search"), dict):
             if "seeds" in data:
@@ -359,7 +359,7 @@ def _override(key: str, value: Any, data: dict[str, Any], overrides: dict[str, A
             overrides[key] = value
     else:
         known = [*TrainingConfig.model_fields, *COUNTS, *UNNAMED, *(f"execution.{f}" for f in Execution.model_fields)]
-        known += [f"retries.{f}" for f in Retries.model_fields]
+        known += [f"retries.{f}" for f in Retries.model_fields] + [f"search.{f}" for f in Search.model_fields]
         raise UserError(f"--set {key}: {unknown('field', key, [*known, *(f'resources.{f}' for f in Resources.model_fields)])}")
 
 

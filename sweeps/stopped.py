@@ -29,7 +29,8 @@ class Stopper:
             "hyperband": lambda: optuna.pruners.HyperbandPruner(),
         }
         direction = search.objectives[0].direction
-        self.study = optuna.create_study(direction=direction, pruner=pruners[search.within_run]())
+        # hyperband shares runs out by a hash of the study's name: one that is drawn would share them out anew each time
+        self.study = optuna.create_study(study_name="runs", direction=direction, pruner=pruners[search.within_run]())
         self._runs: dict[str, Trial] = {}
         self._steps: dict[str, set[int]] = {}
         self._over: set[str] = set()

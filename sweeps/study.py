@@ -20,23 +20,21 @@ from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus, SweepDir, append_batch
 from em_core.lock import locked
 from sweeps.budget import devices, used_hours
-from sweeps.complaints import unknown
 from sweeps.confirm import UNFINISHED, expansion_of, fresh_seeds
 from sweeps.expand import Config, Expansion, Wanted
 from sweeps.feeding import Feed
 from sweeps.handout import refuse_halted
 from sweeps.judging import Judge, Verdict
 from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
+from sweeps.objectives import measure_of
 from sweeps.observe import Observer
 from sweeps.plan import spec_fields
 from sweeps.reconcile import View
-from sweeps.search import Objective
 from sweeps.site import Site
 from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
 from sweeps.stopped import PRUNED, Stopper
 from sweeps.trials import Told, Trials, best_first
-from sweeps.yamlfile import SpecError
 
 FIXED = ("objectives", "seeds_per_trial")
 """Of a study's record: what its trials' values mean, and so can never change."""
@@ -53,7 +51,7 @@ class Study:
         self.spec, self.sweep, self.search = spec, sweep, spec.search
         self.space = space_of(spec)
         expansion = study_expansion(self.space)
-        self.measures = [measure_of(o, expansion, spec) for o in self.search.objectives]
+        self.measures = [measure_of(o, expansion.evaluations, spec) for o in self.search.objectives]
         self.observer = Observer(sweep)
         self.feed = Feed(spec, sweep, site, self.observer.launchers[launcher], self.observer)
         self.every = site.poll_seconds
@@ -312,16 +310,6 @@ class Study:
         return locked(self.sweep.lock, f"sweep {self.sweep.sweep} is being changed")
 
 
-def measure_of(objective: Objective, expansion: Expansion, spec: Spec) -> tuple[str, str]:
-    """(eval_id, metric) of an objective. Raises `UserError` where nothing measures it."""
-    tasks = [e.task for _, e, _ in expansion.evaluations]
-    found = [i for i, e, _ in expansion.evaluations if objective.task in (None, e.task)]
-    if not found:
-        said = unknown("task", objective.task, dict.fromkeys(tasks))
-        raise spec.document.error(SpecError(("search", "objective", "task"), said))
-    return found[0], objective.metric
-
-
 def check_same(manifest: Manifest, record: Mapping[str, Any], name: str) -> None:
     """Refuse to go on with a study whose trials were judged otherwise. Raises `UserError`."""
     before = manifest.study
@@ -333,5 +321,10 @@ def check_same(manifest: Manifest, record: Mapping[str, Any], name: str) -> None
             )
     for field, said in before.get("space", {}).items():
         now = record["space"].get(field, {})
-        if "choices" in said and "choices" in now and said["choices"] != now["choices"]:
-            raise UserError(f"search.space.{field}: a study keeps its choices; give the study another name to change them")
+        if now and _kind(said) != _kind(now):  # Optuna would refuse the next trial
+            kinds = "a study keeps its choices, and what it searches as numbers, whole numbers or on a logarithmic scale"
+            raise UserError(f"search.space.{field}: {kinds}; give the study another name to change them")
+
+
+def _kind(said: Mapping[str, Any]) -> tuple[Any, ...]:
+    return said.get("choices"), said.get("log", False), isinstance(said.get("low"), int)

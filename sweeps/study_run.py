@@ -94,11 +94,18 @@ def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, conso
     plan = plan_study(spec, root, launcher)
     _ask(plan, spec, launcher, site, console, yes)
     from sweeps.study import Study  # optuna takes a third of a second to import
+    from sweeps.warm_start import points_of
+
+    assert spec.search is not None
+    known = {f"warm start: {s.sweep}": points_of(s, root, db, space_of(spec)) for s in spec.search.warm_start}
 
     sweep = SweepDir(root, spec.sweep)
     with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=1.0), terminable():
         study = Study(spec, sweep, site, launcher)
-        _enqueue(study, spec, root, db, console)
+        study.enqueue(spec.search.enqueue)
+        for origin, points in known.items():
+            if new := study.enqueue(points, origin):
+                console.print(f"{new:,} of the best configs are tried first ({origin})", soft_wrap=True)
         show = Progress(console, sweep.sweep, study.search.n_trials)
         with show:
             view = _loop(study, launcher, show)
@@ -117,18 +124,6 @@ def _ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Consol
             raise UserError(f"this takes {much}; say -y to start it without being asked")
         if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
             raise UserError("not started")
-
-
-def _enqueue(study: Study, spec: Spec, root: Path, db: Path, console: Console) -> None:
-    from sweeps.warm_start import points_of
-
-    assert spec.search is not None
-    new = study.enqueue(spec.search.enqueue)
-    for source in spec.search.warm_start:
-        points = points_of(source, root, db, study.space)
-        new = study.enqueue(points, f"warm start: {source.sweep}")
-        if new:
-            console.print(f"{new:,} of the best configs of {source.sweep} are tried first", soft_wrap=True)
 
 
 def _loop(study: Study, launcher: str, show: Progress) -> View:

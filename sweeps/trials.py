@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from em_core.errors import UserError
 from em_core.journal import Appender
 from sweeps.search import Search
-from sweeps.space import Space
+from sweeps.space import Choices, Numbers, Space
 
 STALE = 1.0
 """Seconds for which a lock on the journal may be somebody's who lives (a dashboard): who holds it writes a line and lets go."""
@@ -50,13 +50,17 @@ class Trials:
         _unlock(path)
         directions = [o.direction for o in search.objectives]
         with _quiet():
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            self.storage = JournalStorage(JournalFileBackend(str(path)))
             pruner = optuna.pruners.WilcoxonPruner() if search.pruner == "wilcoxon" else optuna.pruners.NopPruner()
             self.study = optuna.create_study(
-                storage=storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+                storage=self.storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
             )
         if [d.name.lower() for d in self.study.directions] != directions:
             raise UserError(f"the study {name} was begun with other directions: give the spec another name")
+        names = [o.metric if o.rule == "last" else f"{o.metric} ({o.rule})" for o in search.objectives]
+        with _quiet():
+            if self.study.metric_names != names:
+                self.study.set_metric_names(names)  # so that a dashboard says what its axes are
 
     def enqueue(self, points: Sequence[Mapping[str, Any]], origin: str) -> int:
         """Have these points tried first, once; returns how many are new. Fields that they lack, or that do not fit, are
@@ -69,19 +73,13 @@ class Trials:
     def ask(self) -> tuple[int, str, dict[str, Any]]:
         """(number, origin, point) of a new trial."""
         with _quiet():
-            number = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
-            self.study.sampler = self._sampler(number)
             return self._propose(self.study.ask())
 
     def open(self) -> list[tuple[int, str, dict[str, Any]]]:
         """The trials that were asked for and not told. One that got only some of its parameters gets the others now."""
         with _quiet():
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            found = []
-            for frozen in running:
-                self.study.sampler = self._sampler(frozen.number)
-                found.append(self._propose(Trial(self.study, frozen._trial_id)))
-            return found
+            return [self._propose(Trial(self.study, frozen._trial_id)) for frozen in running]
 
     def finished(self) -> list[FrozenTrial]:
         """Every trial that was told, as Optuna has it; `user_attrs` hold what we said of it."""
@@ -103,8 +101,9 @@ class Trials:
     def tell(self, number: int, told: Told, values: Sequence[float] | None, seeds: int, why: str) -> None:
         """End a trial. A trial that is told already stays as it is: the word for it was lost, not the telling.
 
-        A trial that a rule between seeds gave up has `values`, the mean of the seeds that it got: Optuna would take the last
-        report for its value, which is one seed's.
+        A trial that a rule between seeds gave up is pruned and yet has `values`, the mean of the seeds that it got; of itself
+        Optuna would take the last report for its value, which is one seed's. It is not told as complete: a mean over the
+        first seeds alone, which may be easy ones, would pass for the best.
         """
         frozen = self._frozen(number)
         if frozen.state.is_finished():
@@ -113,16 +112,28 @@ class Trials:
         for key, said in {"told": str(told), "seeds": seeds, "why": why}.items():
             trial.set_user_attr(key, said)
         with _quiet():
-            if told is Told.COMPLETE or (told is Told.PRUNED and values):
-                self.study.tell(trial, list(values or ()))
+            if told is Told.COMPLETE:
+                self.study.tell(number, list(values or ()))
+            elif told is Told.PRUNED and values:
+                self.storage.set_trial_state_values(frozen._trial_id, TrialState.PRUNED, list(values))
             else:
-                state = TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED
-                self.study.tell(trial, state=state)
+                self.study.tell(number, state=TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED)
 
     def _propose(self, trial: Trial) -> tuple[int, str, dict[str, Any]]:
-        point = self.space.point(lambda d: d.suggest(trial))
+        point = self.space.point(lambda d: self._suggest(d, trial))
         origin = trial.user_attrs.get("origin", "sampled")
         return trial.number, origin, point
+
+    def _suggest(self, dimension: Numbers | Choices, trial: Trial) -> Any:
+        """A parameter of a trial: what it has, or a draw that is the same whichever others it has already.
+
+        A sampler draws some parameters together (`relative_params`) and the others one after the other.
+        """
+        if dimension.name not in trial.params:
+            self.study.sampler = self._sampler(f"{trial.number}")
+            assert trial.relative_params is not None
+            self.study.sampler = self._sampler(f"{trial.number}/{dimension.name}")
+        return dimension.suggest(trial)
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
@@ -131,20 +142,35 @@ class Trials:
         with _quiet():
             return Trial(self.study, self._frozen(number)._trial_id)
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """The sampler of one trial, its draws keyed by the trial's number: a process that goes on draws nothing twice."""
-        key = f"{self.search.seed}/{number}".encode()
-        seed = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
+    def _sampler(self, key: str) -> optuna.samplers.BaseSampler:
+        """The sampler of one trial or parameter, its draws keyed: a process that goes on draws what any other would have."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.search.seed}/{key}".encode()).digest()[:4], "big")
         match self.search.sampler:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
-            case "qmc":  # one scrambled sequence; what lies outside of its space is drawn
-                rest = optuna.samplers.RandomSampler(seed=seed)
-                return optuna.samplers.QMCSampler(
-                    scramble=True, seed=self.search.seed, independent_sampler=rest, warn_independent_sampling=False
-                )
+            case "qmc":
+                return _Sequence(self.search.seed, optuna.samplers.RandomSampler(seed=seed))
         startup = self.search.n_startup_trials
         return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=True, group=True, seed=seed)
+
+
+class _Sequence(optuna.samplers.QMCSampler):
+    """One scrambled Sobol sequence; what lies outside of its space is drawn by `rest`, and so is the first trial.
+
+    A trial's point is that of its number. Optuna would count the points that it gave away, and leave out one whenever a
+    process died with it.
+    """
+
+    def __init__(self, seed: int, rest: optuna.samplers.BaseSampler) -> None:
+        super().__init__(scramble=True, seed=seed, independent_sampler=rest, warn_independent_sampling=False)
+        self.number = 0
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        self.number = trial.number
+        return super().sample_relative(study, trial, search_space)
+
+    def _find_sample_id(self, study: optuna.Study, search_space: Any) -> int:
+        return max(0, self.number - 1)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from em_core.errors import UserError
 from sweeps.manifest import find_sweep, read_manifest
 from sweeps.search import WarmStart
 from sweeps.space import Space
@@ -31,9 +32,6 @@ def points_of(source: WarmStart, root: Path, db: Path, space: Space) -> list[dic
     else:
         collect(root, db)
         ranked = ranking(db, source.sweep, "accuracy", None)
-    found = []
-    for config_id in ranked[: source.top]:
-        config = manifest.configs[config_id]
-        values = {**config.training.flat(), "prompt": config.prompt_name}
-        found.append({d.name: values[d.name] for d in space.dimensions if d.name in values})
-    return found
+    if not ranked:
+        raise UserError(f"search.warm_start: {source.sweep} has no result yet to start from")
+    return [space.said_of(manifest.configs[config_id]) for config_id in ranked[: source.top]]
