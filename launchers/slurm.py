@@ -139,7 +139,11 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
         "signal_delay_s": early_signal(r["timeout_min"]),
         "array_parallelism": batch.parallelism or len(batch.jobs),
         # First on the path of `python -m`: whatever happens to the checkout, the job runs the code of its submission.
-        "additional_parameters": {"chdir": str(batch.code), "requeue": True, **extra.pop("additional_parameters", {})},
+        "additional_parameters": {
+            "chdir": str(batch.code),
+            "requeue" if batch.requeue else "no_requeue": True,
+            **extra.pop("additional_parameters", {}),
+        },
     }
     if r.get("mem_gb"):
         parameters["mem"] = f"{max(1, round(r['mem_gb'] * batch.slots * 1024))}MB"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from em_core.journal import Attempt, JobTry, Record, RunStatus, SweepDir, append_batch
 from launchers.base import Ended, JobState, Launcher
 from launchers.causes import CANCELLED, CANCELLED_BY_A_PERSON, LOST, STOPPED, TIME_LIMIT, of_job, worn_out
+from launchers.task import SOON
 from sweeps.reconcile import SubmittedJob, troubles
 
 
@@ -105,7 +106,7 @@ def settle(
         given_up = [
             a.run_id
             for a in (found.attempts if found else ())
-            if _unended(a) and _too_often(a, found, cause, mine, limits, _saved(sweep, a.run_id))
+            if _unended(a) and _too_often(a, found, cause, mine, limits, _saved(sweep, a.run_id), j.open)
         ]
         fields = {"job": j.name, "try": n, "cause": cause, "state": word.word, "node": word.node, "mem_gb": word.mem_gb}
         records.append(("ended", {**fields, "given_up": given_up, "t": time.time()}))
@@ -134,10 +135,11 @@ def _unended(a: Attempt) -> bool:
 
 
 def _too_often(
-    a: Attempt, t: JobTry | None, cause: str, mine: Mapping[str, list[Attempt]], limits: Mapping[str, int], saved: bool
+    a: Attempt, t: JobTry | None, cause: str, mine: Mapping[str, list[Attempt]], limits: Mapping[str, int], saved: bool, fed: bool
 ) -> bool:
     if cause == TIME_LIMIT and t is not None and not saved:  # it had the whole job to itself, and that was not enough
         slot = a.start.get("slot")
-        if not any(b is not a and b.start.get("slot") == slot for b in t.attempts):
+        late = fed and a.start.get("t", 0.0) - (t.start or {}).get("t", 0.0) > SOON
+        if not late and not any(b is not a and b.start.get("slot") == slot for b in t.attempts):
             return True
     return worn_out(cause, troubles(b for b in mine[a.run_id] if b is not a)[cause] + 1, limits)

@@ -133,7 +133,7 @@ class Study:
             return
         mine = self.judge.here
         wanted = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
-        for t in self.observer.tries():
+        for t in view.tries:
             for a in t.attempts:
                 if a.run_id not in self.manifest.runs or self.manifest.runs[a.run_id].stage == CONFIRM:
                     continue
@@ -178,7 +178,7 @@ class Study:
 
         Returns whether there is nothing left, neither to do nor under way.
         """
-        room = self.feed.room(view, self.observer.tries())
+        room = self.feed.room(view)
         free = sum(room.values())
         given: list[str] = []
         more: list[Wanted] = []
@@ -260,7 +260,7 @@ class Study:
 
         As long as no run has told how long runs are, one trial is tried alone.
         """
-        most, tries = self.spec.max_device_hours, self.observer.tries()
+        most, tries = self.spec.max_device_hours, view.tries
         if most is None:
             return True
         took = [a.end["seconds"] for t in tries for a in t.attempts if a.end and a.status.is_outcome()]
