@@ -80,7 +80,7 @@ class Feed:
             return True
         left = job.start["t"] + 60 * self.rule.timeout_min - early_signal(self.rule.timeout_min) - time.time()
         needed = 0.0 if self.spec.execution.save_steps or not job.attempts else usual
-        return left > needed
+        return bool(left > needed)
 
     def hand_out(self, manifest: Manifest, runs: Iterable[str], room: dict[str, int], view: View) -> None:
         """Give runs to the jobs that have most room, which `room` then has less of."""

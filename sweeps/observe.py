@@ -149,7 +149,15 @@ class Observer:
 
     def follow_up(self) -> str | None:
         """Id of the newest follow-up job, None where there was none."""
-        return next((r["id"] for r in reversed(self._records()) if r["kind"] == "follow_up"), None)
+        return next(iter(self.follow_ups()[-1:]), None)
+
+    def follow_ups(self) -> list[str]:
+        """Ids of all of them, the newest last."""
+        return [r["id"] for r in self._records() if r["kind"] == "follow_up"]
+
+    def newest(self, *kinds: str) -> Record | None:
+        """The newest submission record of these kinds."""
+        return next((r for r in reversed(self._records()) if r["kind"] in kinds), None)
 
     def _records(self) -> list[Record]:
         """The submissions so far; read again when the file grew."""

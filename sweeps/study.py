@@ -26,6 +26,7 @@ from sweeps.expand import Config, Expansion, Wanted
 from sweeps.feeding import Feed
 from sweeps.handout import refuse_halted
 from sweeps.judging import Judge, Verdict
+from sweeps.leading import lead, refuse_other
 from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
 from sweeps.observe import Observer
 from sweeps.plan import spec_fields
@@ -59,6 +60,7 @@ class Study:
         self.every = site.poll_seconds
         check_same(read_manifest(sweep), self._record(), sweep.sweep)
         with self._locked():
+            self.mark = lead(sweep)
             asked = Expansion(sweep.sweep, (), (), expansion.evaluations, prompt_sets=expansion.prompt_sets)
             self.manifest = extend(sweep, asked, STUDY, spec_fields(spec))
             record = self._record()
@@ -71,7 +73,7 @@ class Study:
         self.open: dict[int, Config] = {}
         self.unmakeable = 0
         self.revived: set[str] = set()
-        self._live: frozenset[str] = frozenset()
+        self._live: frozenset[str] | None = None
         self._take_up()
 
     def tick(self) -> tuple[View, bool]:
@@ -80,6 +82,7 @@ class Study:
             if self.sweep.manifest.stat().st_size != self._size:  # somebody excluded or forgave a run
                 self.manifest = read_manifest(self.sweep)
             refuse_halted(self.sweep)
+            refuse_other(self.observer, self.mark)
             view = self._look()
             self._stop_within(view)
             self._judge_open(view)
@@ -120,7 +123,7 @@ class Study:
 
     def _look(self) -> View:
         view = self.observer.look(self.manifest, every=self.every)
-        if self._live - view.live:
+        if self._live is None or self._live - view.live:
             self.observer.settle(self.spec.retries.limits())
             view = self.observer.look(self.manifest, every=self.every)
         self._live = view.live
