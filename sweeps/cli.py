@@ -140,10 +140,14 @@ def evaluate(
 def submit(
     spec: SpecPath, sets: Sets = None, root: Root = RUNS, db: Db = RESULTS, yes: Yes = False, retrain: Retrain = False
 ) -> None:
-    """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it."""
-    from sweeps import runner
+    """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it. Of a study, a small job
+    that leads it."""
+    from sweeps import runner, study_job
 
     loaded, site = load(spec, sets)
+    if loaded.search:
+        study_job.send(loaded, root, db, site, plain_console(), yes=yes)
+        return
     runner.send(loaded, root, db, site, plain_console(), yes=yes, retrain=retrain)
 
 

@@ -30,7 +30,7 @@ from sweeps.observe import Observer
 from sweeps.runner import let_end
 from sweeps.site import Site
 from sweeps.spec import Spec
-from sweeps.study_run import Progress, ask, enqueue, follow, plan_study
+from sweeps.study_run import Progress, ask, enqueue, follow, interrupted, plan_study
 
 MINUTES = 24 * 60
 """Time limit of a controller's job, where its partition allows that: each change of controllers may wait in the queue."""
@@ -73,7 +73,7 @@ def lead(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int
     before, view = observer.newest("controller"), observer.look(manifest)
     in_vain = view.tried == tried and (before is None or time.time() - before["t"] < QUICK)
     fruitless = fruitless + 1 if in_vain else 0
-    stopped, successor = "", ""
+    stopped, successor, study = "", "", None
     try:
         with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=PATIENCE), _interruptible():
             if fruitless >= FRUITLESS_ROUNDS:
@@ -83,9 +83,9 @@ def lead(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int
             from sweeps.study import Study
 
             study = Study(spec, sweep, site, "slurm")
-            follow(study, Progress(console, sweep.sweep, study.search.n_trials))
+            follow(study, "slurm", Progress(console, sweep.sweep, study.search.n_trials))
     except KeyboardInterrupt:  # its time limit, or a person who ended just this job
-        console.print(f"{sweep.sweep}: this controller was told to end; " + (f"job {successor} goes on" if successor else ""))
+        console.print(interrupted(study) if study else f"told to end before it led the study {sweep.sweep}")
         return
     except EmsweepError as error:
         stopped = str(error)
@@ -108,7 +108,7 @@ def _submit(sweep: SweepDir, observer: Observer, db: Path, site: Site, after: li
     ]  # fmt: skip
     most = longest_minutes(site.follow_up_resources.get("slurm_partition", site.partition))
     with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
-        return send_small_job(sweep, slurm, "study", after, command, site, min(MINUTES, most or MINUTES))
+        return send_small_job(sweep, slurm, "study", after, command, site, time=min(MINUTES, most or MINUTES))
 
 
 @contextlib.contextmanager

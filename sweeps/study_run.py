@@ -18,10 +18,12 @@ from em_core.lock import locked
 from em_core.models import check_available
 from sweeps.budget import devices
 from sweeps.feeding import ON_A_CLUSTER
+from sweeps.leading import refuse_job
 from sweeps.manifest import CONFIRM, Manifest, read_manifest
+from sweeps.observe import Observer
 from sweeps.progress import PLAIN_EVERY
 from sweeps.reconcile import View
-from sweeps.runner import ASK_ABOVE, Result, refuse_faults, terminable
+from sweeps.runner import ASK_ABOVE, Result, let_end, refuse_faults, terminable
 from sweeps.site import Site, runs_offline
 from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
@@ -92,20 +94,24 @@ def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
 def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool) -> Result:
     """Carry a study to its end. Raises `Fault` where it was interrupted or stopped; nothing is lost then."""
     plan = plan_study(spec, root, launcher)
-    _ask(plan, spec, launcher, site, console, yes)
+    ask(plan, spec, launcher, site, console, yes)
     from sweeps.study import Study  # optuna takes a third of a second to import
 
     sweep = SweepDir(root, spec.sweep)
     with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=1.0), terminable():
+        refuse_job(Observer(sweep))
+        let_end(Observer(sweep), sweep, site, console)
         study = Study(spec, sweep, site, launcher)
-        _enqueue(study, spec, root, db, console)
-        show = Progress(console, sweep.sweep, study.search.n_trials)
-        with show:
-            view = _loop(study, launcher, show)
+        enqueue(study, spec, root, db, console)
+        try:
+            view = follow(study, launcher, Progress(console, sweep.sweep, study.search.n_trials))
+        except KeyboardInterrupt:
+            raise Fault(interrupted(study)) from None
     return Result(spec, sweep, view)
 
 
-def _ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Console, yes: bool) -> None:
+def ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Console, yes: bool) -> None:
+    """Say in one line what a study will do, and ask where it is much. Raises `UserError` where nobody agrees."""
     trained = [c.training for c in study_expansion(space_of(spec)).configs if c.training.loads_model]
     for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
         check_available(name, revision, runs_offline(site, launcher))
@@ -119,7 +125,8 @@ def _ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Consol
             raise UserError("not started")
 
 
-def _enqueue(study: Study, spec: Spec, root: Path, db: Path, console: Console) -> None:
+def enqueue(study: Study, spec: Spec, root: Path, db: Path, console: Console) -> None:
+    """Have tried first what the spec names, and the best of the sweeps that it names."""
     from sweeps.warm_start import points_of
 
     assert spec.search is not None
@@ -131,9 +138,10 @@ def _enqueue(study: Study, spec: Spec, root: Path, db: Path, console: Console) -
             console.print(f"{new:,} of the best configs of {source.sweep} are tried first", soft_wrap=True)
 
 
-def _loop(study: Study, launcher: str, show: Progress) -> View:
+def follow(study: Study, launcher: str, show: Progress) -> View:
+    """Look and hand out until the study is done. Ctrl-C stops local jobs; jobs on Slurm go on with what they have."""
     observer, sweep = study.observer, study.sweep
-    try:
+    with show:
         while launcher == "local" and any(j.launcher == "local" and j.name in observer.look().live for j in observer.jobs()):
             time.sleep(TICK)  # the workers of a command that was killed end by themselves
         while True:
@@ -147,13 +155,15 @@ def _loop(study: Study, launcher: str, show: Progress) -> View:
             view = observer.look(study.manifest, every=study.every)
             time.sleep(TICK)
         return view
-    except KeyboardInterrupt:
-        local = observer.launchers["local"]
-        local.cancel([j.name for j in observer.jobs() if j.launcher == "local"])
-        view = observer.look(study.manifest)
+
+
+def interrupted(study: Study) -> str:
+    """Stop the local jobs of a study that was told to end; says what is left."""
+    study.observer.launchers["local"].cancel([j.name for j in study.observer.jobs() if j.launcher == "local"])
+    view = study.observer.look(study.manifest)
     where = "The jobs on Slurm finish what they have; `emsweep cancel` ends them." if view.live else "Nothing is lost."
     told = len(study.manifest.told)
-    raise Fault(f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues.")
+    return f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues."
 
 
 class Progress:
