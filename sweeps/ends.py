@@ -102,7 +102,7 @@ def settle(
         told, last = words.get(j.id or "", []), max(by_job[j.name], default=0)
         word = told[n] if n < len(told) and len(told) > last else told[-1] if told and n == last else Ended("")
         found = by_job[j.name].get(n)
-        cause = _cause(word.word, found)
+        cause = _cause(word.word, found, j.open)
         given_up = [
             a.run_id
             for a in (found.attempts if found else ())
@@ -114,14 +114,19 @@ def settle(
     return True
 
 
-def _cause(word: str, t: JobTry | None) -> str:
-    """The supervisor's reason where it left one that explains itself, else the scheduler's word."""
+def _cause(word: str, t: JobTry | None, fed: bool) -> str:
+    """The supervisor's reason where it left one that explains itself, else the scheduler's word.
+
+    Of an open job (`fed`) that a person took away by hand the runs are done by another; `emsweep cancel` ends a study.
+    """
     reason = t.ended if t is not None else None
     if reason == CANCELLED_BY_A_PERSON:
         return CANCELLED
     if reason == TIME_LIMIT:
         return TIME_LIMIT
     found = of_job(word)
+    if found == CANCELLED and fed:
+        return STOPPED
     return STOPPED if found == LOST and (reason is not None or word == "REQUEUED") else found
 
 

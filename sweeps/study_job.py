@@ -45,10 +45,10 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     from sweeps.study import Study
 
     sweep = SweepDir(root, spec.sweep)
+    observer = Observer(sweep)
     ask(plan_study(spec, root, "slurm"), spec, "slurm", site, console, yes)
+    refuse_job(observer)
     with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=1.0):
-        observer = Observer(sweep)
-        refuse_job(observer)
         let_end(observer, sweep, site, console)
         study = Study(spec, sweep, site, "slurm")  # refuses here what it would refuse there, and keeps the spec for the job
         enqueue(study, spec, root, db, console)

@@ -98,8 +98,8 @@ def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, conso
     from sweeps.study import Study  # optuna takes a third of a second to import
 
     sweep = SweepDir(root, spec.sweep)
+    refuse_job(Observer(sweep))
     with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=1.0), terminable():
-        refuse_job(Observer(sweep))
         let_end(Observer(sweep), sweep, site, console)
         study = Study(spec, sweep, site, launcher)
         enqueue(study, spec, root, db, console)
