@@ -115,6 +115,7 @@ def reconcile(
     evaluate: dict[str, Need] = {}
     unmeasured: list[str] = []
     bad_luck: dict[str, Mapping[str, int]] = {}
+    wanted: dict[int, Need] = {}
     chains = Starts(manifest, states, attempts, promised, starts)
     for run_id in manifest.runs:
         mine = attempts.get(run_id, [])
@@ -126,7 +127,7 @@ def reconcile(
             continue
         if best is not None:
             states[run_id] = best.status
-            need = () if best.status is RunStatus.DIVERGED else _unmeasured(manifest, run_id, [*mine, best])
+            need = () if best.status is RunStatus.DIVERGED else _unmeasured(manifest, run_id, [*mine, best], wanted)
             if need and not promised.get(run_id):
                 kept = (checkpoints or {}).get(run_id, ())
                 # An evaluation that failed is not repeated by itself either.
@@ -190,11 +191,14 @@ def _unfinished(mine: list[Attempt], promised_by: Mapping[str, int], forgiven: i
     return RunStatus.CANCELLED if last.status is RunStatus.CANCELLED else RunStatus.INTERRUPTED
 
 
-def _unmeasured(manifest: Manifest, run_id: str, attempts: Iterable[Attempt]) -> Need:
-    """(eval_id, step) pairs that the spec wants of a completed run and no completed attempt has."""
+def _unmeasured(manifest: Manifest, run_id: str, attempts: Iterable[Attempt], known: dict[int, Need]) -> Need:
+    """(eval_id, step) pairs that the spec wants of a completed run and no completed attempt has. `known`: what it wants of
+    runs of so many steps, filled in here."""
     has = {
         (i, s) for a in attempts if a.status.is_outcome() for i, steps in a.start.get("measures", ()) for s in steps
     }  # fmt: skip
     max_steps = manifest.configs[manifest.runs[run_id].config_id].training.max_steps
-    wanted = [(i, s) for i, _, steps in manifest.wanted_evaluations for s in steps_within(steps, max_steps)]
-    return tuple(pair for pair in wanted if pair not in has)
+    if max_steps not in known:
+        evaluations = manifest.wanted_evaluations
+        known[max_steps] = tuple((i, s) for i, _, steps in evaluations for s in steps_within(steps, max_steps))
+    return tuple(pair for pair in known[max_steps] if pair not in has)

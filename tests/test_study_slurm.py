@@ -118,15 +118,12 @@ def test_a_submitted_study_goes_on_when_its_controller_is_taken_away(hunt: Hunt,
     submitted = hunt.call("submit", "hunt.yaml", "-y")
     assert submitted.returncode == 0, submitted.stderr
     assert "leads the study" in submitted.stdout
+    [first, *_] = hunt.follow_ups()
+    refused = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y")
+    ending = "`emsweep cancel hunt` ends it and the study's jobs"
+    assert (refused.returncode, refused.stderr) == (1, f"emsweep: the study hunt is led by Slurm job {first}; {ending}\n")
     hunt.until_attempts(3, RunStatus.COMPLETED)
-    [first, successor] = hunt.follow_ups()
-    for command in ("study", "submit"):
-        refused = hunt.call(command, "hunt.yaml", "-y", *(["--launcher", "slurm"] * (command == "study")))
-        assert refused.returncode == 1
-        assert (
-            refused.stderr
-            == f"emsweep: the study hunt is led by Slurm job {first}; `emsweep cancel hunt` ends it and the study's jobs\n"
-        )
+    [_, successor] = hunt.follow_ups()
     on_slurm.run("scancel", first)
     assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done\n"
     hunt.check()
