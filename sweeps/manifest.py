@@ -168,9 +168,7 @@ def asked_by(manifest: Manifest, expansion: Expansion) -> set[str]:
     return asked
 
 
-def extend(
-    sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, Any], known: Manifest | None = None
-) -> Manifest:
+def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, Any], known: Manifest | None = None) -> Manifest:
     """Make the manifest want `expansion` too, and return it. The caller holds the sweep's lock; one that has held it since it
     read the manifest may say what it `known` of it."""
     manifest = known or read_manifest(sweep)

@@ -204,7 +204,7 @@ class Study:
         if more:
             known = self.manifest.runs.keys()
             expansion = Expansion(self.sweep.sweep, tuple({w.config.config_id: w.config for w in more}.values()), tuple(more), ())
-            self.manifest = extend(self.sweep, self._as_measured(expansion), STUDY, spec_fields(self.spec))
+            self.manifest = extend(self.sweep, self._as_measured(expansion), STUDY, spec_fields(self.spec), self.manifest)
             self.observer.elsewhere.find([w.run_id for w in more])
             done_elsewhere = self.observer.elsewhere.winners
             given += [r for r in dict.fromkeys(w.run_id for w in more) if r not in done_elsewhere and r not in known]
@@ -284,7 +284,7 @@ class Study:
             seeds = fresh_seeds(self.manifest, self.search.confirm.seeds)
             expansion = expansion_of(self.manifest, self.sweep, best, seeds)
             if any(w.run_id not in self.manifest.runs for w in expansion.runs):
-                self.manifest = extend(self.sweep, expansion, CONFIRM, spec_fields(self.spec))
+                self.manifest = extend(self.sweep, expansion, CONFIRM, spec_fields(self.spec), self.manifest)
 
     def _as_measured(self, expansion: Expansion) -> Expansion:
         measured = tuple(self.manifest.wanted_evaluations)

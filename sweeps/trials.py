@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from em_core.errors import UserError
@@ -50,7 +51,8 @@ class Trials:
         _unlock(path)
         directions = [o.direction for o in search.objectives]
         with _quiet():
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            self.file = File(path)
+            storage = JournalStorage(self.file)
             pruner = optuna.pruners.WilcoxonPruner() if search.pruner == "wilcoxon" else optuna.pruners.NopPruner()
             self.study = optuna.create_study(
                 storage=storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
@@ -71,7 +73,9 @@ class Trials:
         with _quiet():
             number = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(number)
-            return self._propose(self.study.ask())
+            proposed = self._propose(self.study.ask())
+        self.file.sync()
+        return proposed
 
     def open(self) -> list[tuple[int, str, dict[str, Any]]]:
         """The trials that were asked for and not told. One that got only some of its parameters gets the others now."""
@@ -118,6 +122,7 @@ class Trials:
             else:
                 state = TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED
                 self.study.tell(trial, state=state)
+        self.file.sync()
 
     def _propose(self, trial: Trial) -> tuple[int, str, dict[str, Any]]:
         point = self.space.point(lambda d: d.suggest(trial))
@@ -145,6 +150,28 @@ class Trials:
                 )
         startup = self.search.n_startup_trials
         return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=True, group=True, seed=seed)
+
+
+class File(JournalFileBackend):
+    """Optuna's journal, forced to the disk where something depends on it: once per trial asked and once per trial told.
+
+    Optuna does that for each line, a dozen of them per trial. A process that is killed loses nothing either way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.lock = JournalFileSymlinkLock(str(path))
+        super().__init__(str(path), lock_obj=self.lock)
+        self.out = Appender(path)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.lock.acquire()
+        try:
+            self.out.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
+        finally:
+            self.lock.release()
+
+    def sync(self) -> None:
+        self.out.sync()
 
 
 @contextlib.contextmanager
