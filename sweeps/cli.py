@@ -66,6 +66,12 @@ def plan(
     from sweeps.runner import pick_launcher
 
     loaded, site = load(spec, sets)
+    if loaded.search:
+        from sweeps.study_run import plan_study
+
+        study = plan_study(loaded, root, pick_launcher(launcher, site))
+        print(json.dumps(study.as_json(), indent=2) if as_json else "\n".join(study.lines()))
+        return
     made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -38,7 +39,10 @@ TICK = 0.1
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study would do. `most_runs` is None where only time or device-hours end it; `seconds` per run, None: unknown."""
+    """What a study would do. `most_runs` is None where only time or device-hours end it; `seconds` per run, None: unknown.
+
+    `max_device_hours` and `timeout_min` are its budgets, `space` its distributions as in the record.
+    """
 
     sweep: str
     trials: int | None
@@ -47,8 +51,17 @@ class StudyPlan:
     confirm: tuple[int, int]
     workers: int
     launcher: str
+    slots: int
     seconds: float | None
     devices: int
+    max_device_hours: float | None
+    timeout_min: float | None
+    space: dict[str, dict[str, Any]]
+
+    @property
+    def jobs(self) -> int:
+        """That are open at a time."""
+        return math.ceil(self.workers / self.slots)
 
     @property
     def most_runs(self) -> int | None:
@@ -73,12 +86,39 @@ class StudyPlan:
         parts.append("unknown minutes" if minutes is None else f"about {max(1, round(minutes)):,} min")
         return f"{self.sweep}: {', '.join(parts)}"
 
+    def lines(self) -> list[str]:
+        """`text`, then jobs, device-hours and budgets, and the space."""
+        slots = f"{self.slots:,} slot{'s' * (self.slots != 1)}"
+        said = [f"{self.jobs:,} open job{'s' * (self.jobs != 1)} of {slots}, told of runs one by one while they live"]
+        hours = self.device_hours
+        said.append("device-hours unknown" if hours is None else f"up to {hours:.2g} device-hours, where no trial is pruned")
+        said += [f"budget: {self.max_device_hours:g} device-hours"] if self.max_device_hours else []
+        said += [f"no new trial after {self.timeout_min:g} minutes"] if self.timeout_min else []
+        return [self.text(), *(f"  {line}" for line in said), *(f"  {_dimension(n, d)}" for n, d in self.space.items())]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "jobs": self.jobs, "most_runs": self.most_runs, "device_hours": self.device_hours}
+
+
+def _dimension(name: str, said: dict[str, Any]) -> str:
+    """`learning_rate: 5e-05 to 0.002, log`; `kl_coef: 0.0001 to 0.1, log, when method is rent`."""
+    if "choices" in said:
+        values = f"one of {', '.join(map(str, said['choices']))}"
+    else:
+        step = f" in steps of {said['step']:g}" if "step" in said else ""
+        values = f"{said['low']:g} to {said['high']:g}{step}{', log' * said.get('log', False)}"
+    when = " and ".join(
+        f"{k} is {' or '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.get("when", {}).items()
+    )
+    return f"{name}: {values}{f', when {when}' if when else ''}"
+
 
 def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     """Plan a study; sends nothing, writes nothing. Raises `UserError` for a space that cannot be trained."""
     assert spec.search is not None
     search, sweep = spec.search, SweepDir(root, spec.sweep)
-    expansion = study_expansion(space_of(spec))
+    space = space_of(spec)
+    expansion = study_expansion(space)
     configs = {c.config_id: c for c in expansion.configs}
     prices = expected_seconds(sweep, configs, spec, launcher, expansion.evaluations)
     known = [s.middle for c, s in prices.items() if c in configs]
@@ -87,8 +127,12 @@ def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     workers = search.workers or (local_slots(rule) if launcher == "local" else ON_A_CLUSTER)
     confirm = (search.confirm.top, search.confirm.seeds)
     told = len(read_manifest(sweep).told)
+    slots = workers if launcher == "local" else min(rule.slots_per_job, workers)
     each = devices(rule.gpus_per_run, spec.execution.num_machines)
-    return StudyPlan(spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, seconds, each)
+    return StudyPlan(
+        spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, slots, seconds, each,
+        spec.max_device_hours, search.timeout_min, space.as_json(),
+    )  # fmt: skip
 
 
 def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool) -> Result:
