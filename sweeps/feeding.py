@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from em_core.errors import Fault
-from em_core.journal import JobTry, RunStatus, SweepDir, append_batch
+from em_core.journal import Appender, JobTry, RunStatus, SweepDir, append_batch, encode
 from launchers.base import Launcher
 from launchers.task import early_signal
 from sweeps.handout import FRUITLESS_ROUNDS
@@ -91,7 +91,8 @@ class Feed:
             shares.setdefault(job, []).append(run)
         for job, share in shares.items():
             records = run_records(manifest, [(r, ()) for r in share], view.troubles, Links({}, {}))
-            append_batch(self.sweep.assignment(job), records)
+            with Appender(self.sweep.assignment(job)) as out:  # not forced to the disk: a run that is lost is given again
+                out.write(b"".join(encode(kind, fields) for kind, fields in records))
 
     def ensure(self, manifest: Manifest, view: View, wanted: int) -> None:
         """Submit jobs until there are enough for the `wanted` runs, or for all workers. Raises `Fault` where they die unused."""

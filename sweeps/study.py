@@ -72,6 +72,7 @@ class Study:
         self.stopper = Stopper(self.search) if self.search.within_run != "none" else None
         self.open: dict[int, Config] = {}
         self.unmakeable = 0
+        self._begun: list[tuple[str, Mapping[str, Any]]] = []
         self.revived: set[str] = set()
         self._live: frozenset[str] | None = None
         self._take_up()
@@ -111,6 +112,7 @@ class Study:
                     self._write_told(trial.number, Verdict(told, values, said.get("seeds", 0), said.get("why", "")))
             for number, origin, point in running:
                 self._begin(number, origin, point)
+            self._write_begun()
             # What a person cancelled is done when the same command is given again; what was stopped here is not.
             self.revived = {r for r in self.manifest.runs if r not in self.manifest.excluded}
             self._size = self.sweep.manifest.stat().st_size
@@ -193,6 +195,7 @@ class Study:
             number, origin, point = self.trials.ask()
             if (new := self._begin(number, origin, point)) is not None:
                 more += self._next_of(new, view)[1][: free - len(given) - len(more)]
+        self._write_begun()
         asking = self._may_ask(view)
         if not self.open and not asking:
             self._want_confirmed()
@@ -235,7 +238,8 @@ class Study:
         return state in LOST or (state is RunStatus.CANCELLED and run in self.revived)
 
     def _begin(self, number: int, origin: str, point: dict[str, Any]) -> Config | None:
-        """Write a trial down, and have it judged from now on. None where its values cannot go together: it has failed."""
+        """Note a trial, and have it judged from now on; `_write_begun` writes it down. None where its values cannot go together:
+        it has failed."""
         try:
             config = self.space.config(point)
             self.unmakeable = 0
@@ -243,11 +247,12 @@ class Study:
             self.unmakeable += 1
             if self.unmakeable >= UNMAKEABLE:
                 raise Fault(f"{UNMAKEABLE} trials in a row could not be made; the last: {mistake}") from None
-            self._write_trial(number, None, point, origin)
+            self._note(number, None, point, origin)
+            self._write_begun()
             self._tell(number, Verdict(Told.FAILED, None, 0, str(mistake)))
             return None
         if number not in self.manifest.trials:
-            self._write_trial(number, config.config_id, point, origin)
+            self._note(number, config.config_id, point, origin)
         self.open[number] = config
         return config
 
@@ -299,9 +304,17 @@ class Study:
         objectives = [o.model_dump() for o in s.objectives]
         return {"objectives": objectives, "space": self.space.as_json(), "within": s.within_run, "began": began, **said}
 
-    def _write_trial(self, number: int, config_id: str | None, point: Mapping[str, Any], origin: str) -> None:
-        said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin}
-        self._write("trial", {**said, "t": time.time()})
+    def _note(self, number: int, config_id: str | None, point: Mapping[str, Any], origin: str) -> None:
+        said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin, "t": time.time()}
+        self.manifest.take({"kind": "trial", **said})
+        self._begun.append(("trial", said))
+
+    def _write_begun(self) -> None:
+        """Trials that began together are written together: workers that are free at once wait for one write, not for each."""
+        if self._begun:
+            self.trials.file.sync()
+            append_batch(self.sweep.manifest, self._begun)
+            self._begun.clear()
 
     def _write_told(self, number: int, found: Verdict) -> None:
         said = {"number": number, "state": str(found.told), "values": found.values, "seeds": found.seeds, "why": found.why}

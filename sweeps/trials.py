@@ -69,13 +69,11 @@ class Trials:
         return len(self.study.get_trials(deepcopy=False)) - before
 
     def ask(self) -> tuple[int, str, dict[str, Any]]:
-        """(number, origin, point) of a new trial."""
+        """(number, origin, point) of a new trial. Before anything depends on it, `file.sync()`."""
         with _quiet():
             number = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(number)
-            proposed = self._propose(self.study.ask())
-        self.file.sync()
-        return proposed
+            return self._propose(self.study.ask())
 
     def open(self) -> list[tuple[int, str, dict[str, Any]]]:
         """The trials that were asked for and not told. One that got only some of its parameters gets the others now."""
@@ -153,7 +151,7 @@ class Trials:
 
 
 class File(JournalFileBackend):
-    """Optuna's journal, forced to the disk where something depends on it: once per trial asked and once per trial told.
+    """Optuna's journal, forced to the disk where something depends on it: once for trials asked together, once per trial told.
 
     Optuna does that for each line, a dozen of them per trial. A process that is killed loses nothing either way.
     """
