@@ -205,7 +205,7 @@ class Study:
             lost = [r for r in undone if self._is_lost(r, view)]
             given += lost[: free - len(given)]
         if more:
-            known = self.manifest.runs.keys()
+            known = set(self.manifest.runs)
             expansion = Expansion(self.sweep.sweep, tuple({w.config.config_id: w.config for w in more}.values()), tuple(more), ())
             self.manifest = extend(self.sweep, self._as_measured(expansion), STUDY, spec_fields(self.spec), self.manifest)
             self.observer.elsewhere.find([w.run_id for w in more])
