@@ -3,7 +3,8 @@
 Record kinds, by file (each line is one JSON object whose first key is ``kind``):
 
 * ``manifest.jsonl``  what is wanted: ``sweep config evaluation run exclude include retry``
-* ``submissions.jsonl``  what was handed to a scheduler, and how it ended: ``intent submitted refused ended follow_up``
+* ``submissions.jsonl``  what was handed to a scheduler, and how it ended: ``intent submitted refused ended follow_up
+  controller cancelled``
 * ``assignments/JOB.jsonl``  what a job is to do: ``job config evaluation run cancel stop close``
 * ``journals/JOB.TRY.jsonl``  what happened: ``job_start run_start metrics eval checkpoint run_end job_end``
 """

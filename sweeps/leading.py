@@ -15,7 +15,7 @@ import time
 from em_core.errors import Fault
 from em_core.journal import SweepDir, append_batch
 from launchers.base import JobState
-from launchers.slurm import own_job_id
+from launchers.slurm import is_cluster, own_job_id
 from sweeps.observe import Observer
 
 PATIENCE = 60.0
@@ -42,6 +42,8 @@ def refuse_other(observer: Observer, mark: str) -> None:
 
 def refuse_job(observer: Observer) -> None:
     """Raises `Fault` where a job leads the study, or waits for its turn to."""
+    if not observer.follow_ups() or is_cluster() is False:  # it was led elsewhere, and its folder came here
+        return
     end = time.monotonic() + PATIENCE
     name, own = observer.sweep.sweep, own_job_id()
     while True:

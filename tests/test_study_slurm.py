@@ -13,6 +13,7 @@ import pytest
 
 from em_core.journal import RunStatus, SweepDir, append_batch, read_records
 from em_core.noop import STEP_SECONDS
+from launchers.scheduler import longest_minutes
 from sweeps.leading import controller_jobs
 from sweeps.observe import Observer
 from tests.cluster import SlurmCluster
@@ -100,6 +101,7 @@ def no_jobs(cluster: SlurmCluster) -> bool:
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_study_on_two_nodes_and_a_job_that_waits_gets_no_run(hunt: Hunt, on_slurm: SlurmCluster) -> None:
+    assert (longest_minutes("short"), longest_minutes(None), longest_minutes("nowhere")) == (1, None, None)
     on_slurm.drain("n2")  # one node of 4 CPUs: of the three jobs of two slots two run
     said = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y", "--set", "search.workers=6")
     assert said.returncode == 0, said.stdout + said.stderr
