@@ -18,7 +18,7 @@ endif
 
 overrides = $(if $(MODEL),--set model_name_or_path=$(MODEL)) $(foreach s,$(SET),--set $(s))
 
-.PHONY: sweep study plan test check mlflow-ui bench bench-slurm bench-report bench-eval bench-mlflow coverage study-pruning study-comparison traps experiments faults slurm-up slurm-status slurm-down clean help
+.PHONY: sweep study plan test check mlflow-ui bench bench-slurm bench-study bench-report bench-eval bench-mlflow coverage study-pruning study-comparison traps experiments faults slurm-up slurm-status slurm-down clean help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -57,6 +57,9 @@ faults: $(READY)  ## inflict every fault on a sweep on a real Slurm, and write t
 
 bench-slurm: $(READY)  ## 13,440 runs through a real Slurm, beside one submitit task per run
 	$(PYTHON) -m tests.bench_slurm $(ARGS)
+
+bench-study: $(READY)  ## a study's controller: trials per second, and how idle 64 workers on a real Slurm are
+	$(PYTHON) -m tests.bench_study $(ARGS)
 
 bench-report: $(READY)  ## the full report of 13,440 runs x 50 steps: seconds, memory, SQL
 	$(PYTHON) -m tests.bench_report $(ARGS)

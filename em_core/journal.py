@@ -3,7 +3,8 @@
 Record kinds, by file (each line is one JSON object whose first key is ``kind``):
 
 * ``manifest.jsonl``  what is wanted: ``sweep config evaluation run exclude include retry``, of a study also ``study trial told``
-* ``submissions.jsonl``  what was handed to a scheduler, and how it ended: ``intent submitted refused ended follow_up``
+* ``submissions.jsonl``  what was handed to a scheduler, and how it ended: ``intent submitted refused ended follow_up
+  controller cancelled``
 * ``assignments/JOB.jsonl``  what a job is to do: ``job config evaluation run cancel stop close``
 * ``journals/JOB.TRY.jsonl``  what happened: ``job_start run_start metrics eval checkpoint run_end job_end``
 """
@@ -369,6 +370,7 @@ class JobTryReader:
         self._ended: str | None = None
         self._starts: dict[tuple[str, int], Record] = {}
         self._ends: dict[tuple[str, int], Record] = {}
+        self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def read(self) -> JobTry:
         """The job try as its journal tells it now."""
@@ -379,16 +381,17 @@ class JobTryReader:
                 self._take(record or {})
             except (KeyError, ValueError):  # torn, or of a version that this one does not know
                 self._bad += 1
-        attempts = tuple(self._attempt(key) for key in self._starts | self._ends)
-        return JobTry(self.job, self.try_, self._start, self._ended, attempts, self._bad + found.torn)
+        return JobTry(self.job, self.try_, self._start, self._ended, tuple(self._attempts.values()), self._bad + found.torn)
 
     def _take(self, r: Record) -> None:
         match r["kind"]:
             case "run_start":
-                self._starts[r["run_id"], r["attempt"]] = r
+                self._starts[key := (r["run_id"], r["attempt"])] = r
+                self._attempts[key] = self._attempt(key)
             case "run_end":
                 RunStatus(r["status"])
-                self._ends.setdefault((r["run_id"], r["attempt"]), r)
+                self._ends.setdefault(key := (r["run_id"], r["attempt"]), r)
+                self._attempts[key] = self._attempt(key)
             case "job_start":
                 self._start = r
             case "job_end":

@@ -13,6 +13,9 @@ from pathlib import Path
 from em_core.errors import Fault
 from em_core.journal import disk_faults
 
+WHO = 200
+"""Characters of the name of who holds a lock."""
+
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, wait: float = 10.0) -> Iterator[None]:
@@ -28,12 +31,12 @@ def locked(path: Path, what: str, wait: float = 10.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+                    holder = os.pread(fd, WHO, 0).decode(errors="replace").strip() or "another process"
                     raise Fault(f"{what} by {holder}; nothing was changed") from None
                 time.sleep(0.05)
         with contextlib.suppress(OSError):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode(), 0)
+            who = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
+            os.pwrite(fd, who.ljust(WHO).encode(), 0)  # over the name before it: to cut the file first takes a disk milliseconds
         yield
     finally:
         os.close(fd)

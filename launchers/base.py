@@ -46,6 +46,7 @@ class Batch:
     `token` is unique, known before the submission and findable in the scheduler afterwards; `name` is for people.
     `parallelism` is how many of the jobs may run at once (None: all).
     `machines` is on how many each job runs (one slot then, whose run has them all).
+    `requeue`: Slurm runs a job again that a node or a preemption took.
     `code` is the folder of the code that the jobs run, absolute (`launchers.snapshot.take`).
     """
 
@@ -59,6 +60,7 @@ class Batch:
     environment: Mapping[str, str] = field(default_factory=dict)
     parallelism: int | None = None
     machines: int = 1
+    requeue: bool = True
     exclude_nodes: tuple[str, ...] = ()
 
 

@@ -210,6 +210,16 @@ def _submitted_jobs() -> int | None:
     return min(numbers, default=None)
 
 
+def longest_minutes(partition: str | None) -> int | None:
+    """The time limit of a partition's jobs (minutes; of the default one where none is named); None: there is none to know."""
+    for line in _settings("sinfo", "--noheader", "--format=%P|%l"):
+        name, _, said = line.strip().partition("|")
+        if name == partition or (partition is None and name.endswith("*")) or name == f"{partition}*":
+            found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):\d+", said)
+            return sum(int(n or 0) * each for n, each in zip(found.groups(), (1440, 60, 1), strict=True)) if found else None
+    return None
+
+
 def _settings(*command: str) -> tuple[str, ...]:
     """How the cluster is set up: asked once in a process, and again only after a question that failed."""
     try:

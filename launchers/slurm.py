@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ class SlurmLauncher:
         return job
 
     def follow(self, name: str, after: Sequence[str], command: Sequence[str], code: Path, parameters: Mapping[str, Any]) -> str:
-        """Submit a one-CPU job that runs `command` when all the jobs `after` are over, however they ended; its id."""
+        """Submit a one-CPU job that runs `command` when all the jobs `after` are over, however they ended; its id.
+
+        What warns it (SIGTERM, and USR2 before its time limit) reaches the command, which may end in order.
+        """
         bases = sorted({job.split("_")[0] for job in after}, key=int)
         said = {
             "job_name": name,
@@ -52,8 +56,9 @@ class SlurmLauncher:
             "ntasks_per_node": 1,
             "cpus_per_task": 1,
         }
-        said["dependency"] = "afterany:" + ":".join(bases)
-        said["additional_parameters"] = {"chdir": str(code)}
+        if bases:
+            said["dependency"] = "afterany:" + ":".join(bases)
+        said["additional_parameters"] = {"chdir": str(code), "no_requeue": True}  # a job that waits for this one would not go on
         [job] = self._submit(run_command, [list(command)], said | dict(parameters), {})
         return job
 
@@ -139,7 +144,11 @@ def submitit_parameters(batch: Batch) -> dict[str, Any]:
         "signal_delay_s": early_signal(r["timeout_min"]),
         "array_parallelism": batch.parallelism or len(batch.jobs),
         # First on the path of `python -m`: whatever happens to the checkout, the job runs the code of its submission.
-        "additional_parameters": {"chdir": str(batch.code), "requeue": True, **extra.pop("additional_parameters", {})},
+        "additional_parameters": {
+            "chdir": str(batch.code),
+            "requeue" if batch.requeue else "no_requeue": True,
+            **extra.pop("additional_parameters", {}),
+        },
     }
     if r.get("mem_gb"):
         parameters["mem"] = f"{max(1, round(r['mem_gb'] * batch.slots * 1024))}MB"
@@ -176,7 +185,12 @@ def own_job_id() -> str | None:
 
 
 def run_command(command: list[str]) -> int:
-    """What submitit calls for a follow-up job. Raises where the command fails, so that Slurm shows the job as failed."""
+    """What submitit calls for a follow-up job. Raises where the command fails, so that Slurm shows the job as failed.
+
+    Signals are the command's to answer: Slurm sends them to it, too. Ignored they would be for it as well: so a handler.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
     return subprocess.run(command, check=True).returncode
 
 

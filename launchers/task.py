@@ -46,6 +46,8 @@ LAST_WORDS = 15
 """Of these, the seconds the supervisor keeps for itself."""
 TERM_SECONDS = 15
 """Seconds a worker has to save its state after SIGTERM; Slurm's SIGKILL follows after 30."""
+SOON = 60.0
+"""Seconds after a job's begin within which a run begins that has the whole job."""
 DONE, STOPPED, REQUEUE = 0, 3, 4
 
 
@@ -71,6 +73,7 @@ class Supervisor:
         self.alike: Counter[str] = Counter()
         self.looked_at = -LOOK_EVERY
         self.memory_kills = causes.memory_kills()
+        self.began = 0.0
         self.copies: dict[str, str] = {}
         self.meeting: machines.Meeting | None = None
         self.selector = selectors.DefaultSelector()
@@ -95,7 +98,7 @@ class Supervisor:
             self.journal.append("job_end", reason=self.stopping or "done", t=time.time())
             self.journal.sync()
         progress = any(s.ended for s in self.slots) or self.execution.save_steps > 0
-        if self.stop_cause == causes.TIME_LIMIT and self._unfinished and progress:
+        if self.stop_cause == causes.TIME_LIMIT and self._unfinished and progress and not self.assignment.header.get("open"):
             return REQUEUE
         return STOPPED if self.stopping else DONE
 
@@ -111,7 +114,7 @@ class Supervisor:
         self.selector.register(0, selectors.EVENT_READ, "stdin")
 
     def _loop(self) -> None:
-        last_busy = time.monotonic()
+        self.began, last_busy = time.time(), time.monotonic()
         while True:
             if self.assignment.follow():
                 last_busy = time.monotonic()
@@ -327,7 +330,7 @@ class Supervisor:
         assert slot.record is not None
         if self.stop_cause == causes.TIME_LIMIT and saves and self._worn_out(slot.record, causes.TIME_LIMIT):
             self._journal_end(slot, RunStatus.FAILED, causes.TIME_LIMIT, "met its job's time limit too often")
-        elif self.stop_cause == causes.TIME_LIMIT and not slot.ended and not saves:
+        elif self.stop_cause == causes.TIME_LIMIT and not slot.ended and not saves and self._had_it_all(slot):
             longer = (
                 f"longer than the job's time limit of {minutes} min: raise resources.timeout_min, or set execution.save_steps"
             )
@@ -337,6 +340,10 @@ class Supervisor:
         else:
             self._unfinished = True
             self._journal_end(slot, RunStatus.INTERRUPTED, self.stop_cause, f"the job was stopped: {self.stopping}")
+
+    def _had_it_all(self, slot: Slot) -> bool:
+        """Whether a slot's first run had the whole job. In an open one it may have been given long after the job began."""
+        return not self.assignment.header.get("open") or slot.started - self.began < SOON
 
     def _journal_end(self, slot: Slot, status: RunStatus, cause: str, message: str, tail: str = "") -> None:
         assert slot.request is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,7 +69,7 @@ def plan(
     loaded, site = load(spec, sets)
     if loaded.search:
         searched = plan_study(loaded, root, pick_launcher(launcher, site))
-        print(json.dumps(asdict(searched), indent=2) if as_json else searched.text())
+        print(json.dumps(searched.as_json(), indent=2) if as_json else "\n".join(searched.lines()))
         return
     made = make_plan(loaded, expand(loaded), root, pick_launcher(launcher, site), retrain)
     if as_json:
@@ -146,10 +145,14 @@ def evaluate(
 def submit(
     spec: SpecPath, sets: Sets = None, root: Root = RUNS, db: Db = RESULTS, yes: Yes = False, retrain: Retrain = False
 ) -> None:
-    """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it."""
-    from sweeps import runner
+    """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it. Of a study, a small job
+    that leads it."""
+    from sweeps import runner, study_job
 
     loaded, site = load(spec, sets)
+    if loaded.search:
+        study_job.send(loaded, root, db, site, plain_console(), yes=yes)
+        return
     runner.send(loaded, root, db, site, plain_console(), yes=yes, retrain=retrain)
 
 

@@ -84,7 +84,8 @@ def fetch(spec: SpecPath, sets: Sets = None) -> None:
     """Bring the models that a spec names into the cache, on a machine with network; jobs then run without."""
     from sweeps.expand import expand
     from sweeps.fetch import fetch as bring
+    from sweeps.space import space_of, study_expansion
 
     loaded, _ = load(spec, sets)
-    for line in bring(expand(loaded)):
+    for line in bring(study_expansion(space_of(loaded)) if loaded.search else expand(loaded)):
         plain_console().print(line, soft_wrap=True)

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from em_core.errors import UserError
 from sweeps.options import RESULTS, RUNS, Db, Launcher, LauncherName, Root, Sets, SpecPath, Yes, load, plain_console
 
 app = typer.Typer()
+
+
+@app.command("study-job")
+def study_job(
+    sweep: Annotated[str, typer.Argument(help="A study.")],
+    tried: Annotated[int, typer.Option(help="Attempts that were known when the controller before it began.")] = -1,
+    fruitless: Annotated[int, typer.Option(help="How many controllers in a row brought none.")] = 0,
+    root: Root = RUNS,
+    db: Db = RESULTS,
+) -> None:
+    """Carry a study on that was submitted to Slurm: what the small job runs that `emsweep submit` sends for it."""
+    from sweeps import study_job as job
+    from sweeps.manifest import find_sweep
+
+    job.lead(find_sweep(root, sweep), db, plain_console(), tried, fruitless)
 
 
 @app.command()

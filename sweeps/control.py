@@ -15,6 +15,7 @@ from launchers.halting import halted
 from sweeps.chains import start_of
 from sweeps.choose import choose
 from sweeps.complaints import unknown
+from sweeps.leading import controller_jobs
 from sweeps.manifest import Manifest, read_manifest, refuse_imported
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob
@@ -39,9 +40,11 @@ def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:
         sweep = chosen.sweep
         with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
             observer = Observer(sweep)
-            ours = [(j, left) for j, left in _unfinished(observer, chosen.manifest) if left & chosen.runs]
-            # A job of which nothing else is left is stopped as a whole.
-            whole = [j for j, left in ours if left <= chosen.runs]
+            all_of_it = chosen.runs >= chosen.manifest.runs.keys()
+            unfinished = _unfinished(observer, chosen.manifest)
+            ours = [(j, left) for j, left in unfinished if left & chosen.runs or (j.open and all_of_it)]
+            # A job of which nothing else is left is stopped as a whole; an open one, which would get other runs, with its study.
+            whole = [j for j, left in ours if left <= chosen.runs and (all_of_it or not j.open)]
             for job, left in ours:
                 stopped += len(left & chosen.runs)
                 with Appender(sweep.assignment(job.name)) as out:
@@ -52,7 +55,10 @@ def cancel(root: Path, target: str, where: Sequence[str] = ()) -> int:
                             out.append("cancel", run_id=run_id)
                     out.sync()
             ids = [j.id for j in whole if j.launcher == "slurm" and j.id]
-            if ids and chosen.runs >= chosen.manifest.runs.keys() and (follow_up := observer.follow_up()):
+            if all_of_it and chosen.manifest.study:
+                append_batch(sweep.submissions, [("cancelled", {"t": time.time()})])  # a controller elsewhere reads it
+                ids += controller_jobs(observer)
+            elif ids and all_of_it and (follow_up := observer.follow_up()):
                 ids.append(follow_up)  # or it would hand out what was not in any job yet
             observer.launchers["slurm"].cancel(ids)
     return stopped

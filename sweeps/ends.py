@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from em_core.journal import Attempt, JobTry, Record, RunStatus, SweepDir, append_batch
 from launchers.base import Ended, JobState, Launcher
 from launchers.causes import CANCELLED, CANCELLED_BY_A_PERSON, LOST, STOPPED, TIME_LIMIT, of_job, worn_out
+from launchers.task import SOON
 from sweeps.reconcile import SubmittedJob, troubles
 
 
@@ -101,11 +102,11 @@ def settle(
         told, last = words.get(j.id or "", []), max(by_job[j.name], default=0)
         word = told[n] if n < len(told) and len(told) > last else told[-1] if told and n == last else Ended("")
         found = by_job[j.name].get(n)
-        cause = _cause(word.word, found)
+        cause = _cause(word.word, found, j.open)
         given_up = [
             a.run_id
             for a in (found.attempts if found else ())
-            if _unended(a) and _too_often(a, found, cause, mine, limits, _saved(sweep, a.run_id))
+            if _unended(a) and _too_often(a, found, cause, mine, limits, _saved(sweep, a.run_id), j.open)
         ]
         fields = {"job": j.name, "try": n, "cause": cause, "state": word.word, "node": word.node, "mem_gb": word.mem_gb}
         records.append(("ended", {**fields, "given_up": given_up, "t": time.time()}))
@@ -113,14 +114,19 @@ def settle(
     return True
 
 
-def _cause(word: str, t: JobTry | None) -> str:
-    """The supervisor's reason where it left one that explains itself, else the scheduler's word."""
+def _cause(word: str, t: JobTry | None, fed: bool) -> str:
+    """The supervisor's reason where it left one that explains itself, else the scheduler's word.
+
+    Of an open job (`fed`) that a person took away by hand the runs are done by another; `emsweep cancel` ends a study.
+    """
     reason = t.ended if t is not None else None
     if reason == CANCELLED_BY_A_PERSON:
         return CANCELLED
     if reason == TIME_LIMIT:
         return TIME_LIMIT
     found = of_job(word)
+    if found == CANCELLED and fed:
+        return STOPPED
     return STOPPED if found == LOST and (reason is not None or word == "REQUEUED") else found
 
 
@@ -134,10 +140,11 @@ def _unended(a: Attempt) -> bool:
 
 
 def _too_often(
-    a: Attempt, t: JobTry | None, cause: str, mine: Mapping[str, list[Attempt]], limits: Mapping[str, int], saved: bool
+    a: Attempt, t: JobTry | None, cause: str, mine: Mapping[str, list[Attempt]], limits: Mapping[str, int], saved: bool, fed: bool
 ) -> bool:
     if cause == TIME_LIMIT and t is not None and not saved:  # it had the whole job to itself, and that was not enough
         slot = a.start.get("slot")
-        if not any(b is not a and b.start.get("slot") == slot for b in t.attempts):
+        late = fed and a.start.get("t", 0.0) - (t.start or {}).get("t", 0.0) > SOON
+        if not late and not any(b is not a and b.start.get("slot") == slot for b in t.attempts):
             return True
     return worn_out(cause, troubles(b for b in mine[a.run_id] if b is not a)[cause] + 1, limits)

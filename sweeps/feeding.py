@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from em_core.errors import Fault
-from em_core.journal import JobTry, RunStatus, SweepDir, append_batch
+from em_core.journal import Appender, JobTry, RunStatus, SweepDir, append_batch, encode
 from launchers.base import Launcher
+from launchers.task import early_signal
 from sweeps.handout import FRUITLESS_ROUNDS
 from sweeps.manifest import Manifest
 from sweeps.observe import Observer
@@ -24,6 +26,7 @@ RECENT = 50
 """Attempts from which the usual length of a run is told."""
 ON_A_CLUSTER = 8
 """Workers on Slurm where the spec does not say."""
+ACTIVE = (RunStatus.QUEUED, RunStatus.RUNNING)
 
 
 @dataclass
@@ -38,8 +41,8 @@ class Feed:
     workers: int = 0
     slots: int = 0
     ours: set[str] = field(default_factory=set)
-    fruitless: int = 0
-    tried: int = -1
+    leaving: set[str] = field(default_factory=set)
+    """Jobs whose time is nearly up: they do what they have, and others take their place."""
 
     def __post_init__(self) -> None:
         rule = self.spec.rules[-1]
@@ -53,20 +56,31 @@ class Feed:
 
     def jobs(self, view: View) -> list[SubmittedJob]:
         """The living jobs that may be fed: on Slurm also those of an earlier controller, which live on without one."""
-        live = [j for j in self.observer.jobs() if j.name in view.live and j.launcher == self.launcher.name]
+        live = [j for j in view.jobs if j.open and j.name in view.live and j.launcher == self.launcher.name]
         return [j for j in live if j.name in self.ours or self.launcher.name != "local"]
 
-    def room(self, view: View, tries: Sequence[JobTry]) -> dict[str, int]:
+    def room(self, view: View) -> dict[str, int]:
         """How many runs each started job takes now, by name."""
-        newest = {t.job: t for t in tries}  # in order of tries
-        started = {job: t for job, t in newest.items() if t.start and t.ended is None}
-        each = self.slots + (self.slots if self._short(tries) else 0)
-        active = (RunStatus.QUEUED, RunStatus.RUNNING)
+        started = {t.job: t for t in view.tries if t.start and t.ended is None}  # of a job that waits nobody knows when it begins
+        usual = _usual_seconds(view.tries)
+        each = self.slots + (self.slots if usual is not None and usual < SHORT else 0)
         found = {}
         for job in self.jobs(view):
-            if job.name in started:
-                found[job.name] = max(0, each - sum(view.states.get(r) in active for r in job.runs))
+            if job.name in started and job.name not in self.leaving:
+                if self._has_time(started[job.name], usual or 0.0):
+                    found[job.name] = max(0, each - sum(view.states.get(r) in ACTIVE for r in job.runs))
+                else:
+                    self.leaving.add(job.name)
+                    append_batch(self.sweep.assignment(job.name), [("close", {})])
         return found
+
+    def _has_time(self, job: JobTry, usual: float) -> bool:
+        """Whether a job may still be given a run before its time limit. Its first it gets however long runs take."""
+        if self.launcher.name == "local" or job.start is None:
+            return True
+        left = job.start["t"] + 60 * self.rule.timeout_min - early_signal(self.rule.timeout_min) - time.time()
+        needed = 0.0 if self.spec.execution.save_steps or not job.attempts else usual
+        return bool(left > needed)
 
     def hand_out(self, manifest: Manifest, runs: Iterable[str], room: dict[str, int], view: View) -> None:
         """Give runs to the jobs that have most room, which `room` then has less of."""
@@ -77,27 +91,35 @@ class Feed:
             shares.setdefault(job, []).append(run)
         for job, share in shares.items():
             records = run_records(manifest, [(r, ()) for r in share], view.troubles, Links({}, {}))
-            append_batch(self.sweep.assignment(job), records)
+            with Appender(self.sweep.assignment(job)) as out:  # not forced to the disk: a run that is lost is given again
+                out.write(b"".join(encode(kind, fields) for kind, fields in records))
 
     def ensure(self, manifest: Manifest, view: View, wanted: int) -> None:
         """Submit jobs until there are enough for the `wanted` runs, or for all workers. Raises `Fault` where they die unused."""
         enough = math.ceil(min(self.workers, wanted) / self.slots)
-        missing = enough - len(self.jobs(view))
+        living = self.jobs(view)
+        missing = enough - sum(j.name not in self.leaving for j in living)
         if missing <= 0:
             return
-        self.fruitless = self.fruitless + 1 if view.tried == self.tried and not self.jobs(view) else 0
-        self.tried = view.tried
-        if self.fruitless > FRUITLESS_ROUNDS:
+        if (unused := self._unused(view)) >= FRUITLESS_ROUNDS * enough:
+            if living:  # they do what can be done
+                return
             raise Fault(
-                f"the jobs end before any run begins, {self.fruitless} times in a row; `emsweep logs {self.sweep.sweep}` shows "
-                "their last words. The same command tries again."
+                f"the jobs end before any run begins, {unused} in a row; `emsweep logs {self.sweep.sweep}` shows their last "
+                "words. The same command tries again."
             )
         job = PlannedJob(self.rule, self.slots, (), open=True)
         bad = self.observer.bad_nodes(self.spec.retries.exclude_node_after)
         names = submit(self.sweep, manifest, [job] * missing, self.spec, self.site, self.launcher, exclude_nodes=bad)
         self.ours |= set(names)
-        if not names and not self.jobs(view):
+        if not names and not living:
             raise Fault("Slurm takes no more jobs of yours now (MaxSubmitJobs); try again later")
+
+    def _unused(self, view: View) -> int:
+        """How many of our newest jobs in a row died before any run began."""
+        used = {t.job for t in view.tries if t.attempts or t.ended == "done"}
+        over = [j.name for j in view.jobs if j.name in self.ours and j.name not in view.live]
+        return next((n for n, job in enumerate(reversed(over)) if job in used), len(over))
 
     def cancel(self, view: View, runs: Collection[str], reason: str) -> None:
         """Have these runs stopped, wherever they are."""
@@ -108,14 +130,15 @@ class Feed:
 
     def close(self, view: View) -> None:
         """Nothing more will come: jobs end when they are done, and those that never began are taken back."""
-        started = {t.job for t in self.observer.tries() if t.start}
+        started = {t.job for t in view.tries if t.start}
         for job in self.jobs(view):
             append_batch(self.sweep.assignment(job.name), [("close", {})])
         waiting = [j.id for j in self.jobs(view) if j.name not in started and j.id]
         if self.launcher.name != "local" and waiting:
             self.launcher.cancel(waiting)
 
-    @staticmethod
-    def _short(tries: Sequence[JobTry]) -> bool:
-        took = [a.end["seconds"] for t in tries for a in t.attempts[-RECENT:] if a.end and a.end.get("seconds")]
-        return bool(took) and statistics.median(took[-RECENT:]) < SHORT
+
+def _usual_seconds(tries: Sequence[JobTry]) -> float | None:
+    """How long a run takes, by the last ones of every job; None while none has ended."""
+    took = [a.end["seconds"] for t in tries for a in t.attempts[-RECENT:] if a.end and a.end.get("seconds")]
+    return statistics.median(took[-RECENT:]) if took else None

@@ -65,7 +65,7 @@ def follow_up(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless
         except Fault as fault:
             stopped = str(fault)
     manifest = done.manifest if done else manifest
-    _collect(sweep, db, console)
+    collect(sweep, db, console)
     if done and (done.jobs or done.view.live) and not stopped:
         console.print(
             f"{sweep.sweep}: {len(done.jobs):,} jobs submitted, {done.view.done:,} of {len(done.view.states):,} runs done"
@@ -91,11 +91,12 @@ def _quiet(observer: Observer, manifest: Manifest) -> View:
         time.sleep(SETTLE)
 
 
-def _collect(sweep: SweepDir, db: Path, console: Console) -> None:
-    from analysis.collect import collect
+def collect(sweep: SweepDir, db: Path, console: Console) -> None:
+    """Bring the results up to date; what prevents it is only told."""
+    from analysis.collect import collect as bring
 
     try:
-        collect(sweep.root, db)
+        bring(sweep.root, db)
     except Fault as fault:  # the runs are safe in their journals; the next collect brings them
         console.print(str(fault))
 

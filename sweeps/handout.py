@@ -7,9 +7,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from em_core.errors import Fault
 from em_core.journal import JobTry, RunStatus, SweepDir, append_batch
@@ -143,14 +144,25 @@ def ensure_follow_up(
         sys.executable, "-m", "sweeps.cli", "follow-up", sweep.sweep, "--root", str(sweep.root), "--db", str(db),
         "--tried", str(view.tried), "--fruitless", str(fruitless),
     ]  # fmt: skip
-    words = {k: v for k in ("partition", "account", "qos") if (v := getattr(site, k))}
+    try:
+        send_small_job(sweep, slurm, "follow-up", alive, command, site)
+    except Fault as fault:
+        return f"no follow-up job goes on with {sweep.sweep} by itself: {fault}"
+    return ""
+
+
+def send_small_job(
+    sweep: SweepDir, slurm: SlurmLauncher, name: str, after: Sequence[str], command: Sequence[str], site: Site, **words: Any
+) -> str:
+    """Submit a job of one CPU that runs `command` when the jobs `after` are over, and record it; its id.
+
+    `words`: parameters of submitit, where the site says nothing else. The caller holds the sweep's lock. Raises `Fault`.
+    """
+    words |= {k: v for k in ("partition", "account", "qos") if (v := getattr(site, k))}
     words |= {k.removeprefix("slurm_"): v for k, v in site.follow_up_resources.items()}
     if site.setup:
         words["setup"] = list(site.setup)
-    try:
-        job = slurm.follow(f"{sweep.sweep}:follow-up", alive, command, take(sweep.root), words)
-    except Fault as fault:
-        return f"no follow-up job goes on with {sweep.sweep} by itself: {fault}"
-    told = {"id": job, "after": alive, "command": shlex.join(command), "t": time.time()}
+    job = slurm.follow(f"{sweep.sweep}:{name}", after, command, take(sweep.root), words)
+    told = {"id": job, "after": list(after), "command": shlex.join(command), "t": time.time()}
     append_batch(sweep.submissions, [("follow_up", told)])
-    return ""
+    return job

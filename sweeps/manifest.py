@@ -177,9 +177,10 @@ def asked_by(manifest: Manifest, expansion: Expansion) -> set[str]:
     return asked
 
 
-def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, Any]) -> Manifest:
-    """Make the manifest want `expansion` too, and return it. The caller holds the sweep's lock."""
-    manifest = read_manifest(sweep)
+def extend(sweep: SweepDir, expansion: Expansion, why: str, spec: Mapping[str, Any], known: Manifest | None = None) -> Manifest:
+    """Make the manifest want `expansion` too, and return it. The caller holds the sweep's lock; one that has held it since it
+    read the manifest may say what it `known` of it."""
+    manifest = known or read_manifest(sweep)
     batch = additions(manifest, expansion, why, spec)
     store_sets(sweep.prompts, expansion.prompt_sets)  # before anything names them
     append_batch(sweep.manifest, batch)

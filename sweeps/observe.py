@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from em_core.journal import (
@@ -43,6 +44,15 @@ def launcher_for(name: str, sweep: SweepDir) -> Launcher:
     return SlurmLauncher(sweep) if name == "slurm" else LocalLauncher(sweep)
 
 
+@dataclass(frozen=True)
+class Fed:
+    """The runs that an open job was told of, and how often where it was more than once."""
+
+    offset: int = 0
+    runs: frozenset[str] = frozenset()
+    again: Mapping[str, int] = field(default_factory=dict)
+
+
 class Observer:
     """Looks at one sweep again and again, reading only what grew."""
 
@@ -55,7 +65,7 @@ class Observer:
         self._known = -1
         self._starts: tuple[set[str], list[SweepDir]] = (set(), [])
         self._submissions: tuple[int, list[Record]] = (-1, [])
-        self._fed: dict[str, tuple[int, set[str]]] = {}
+        self._fed: dict[str, Fed] = {}
 
     def look(self, manifest: Manifest | None = None, every: float = 0.0) -> View:
         """Judge the sweep now. The scheduler is asked at most once per `every` seconds; between, its last word counts."""
@@ -102,17 +112,22 @@ class Observer:
             ids = answers.get(r["token"])
             ids = ids if ids and len(ids) == len(r["jobs"]) else [None] * len(r["jobs"])
             for name, id_, runs in zip(r["jobs"], ids, r["runs"], strict=True):
-                told = frozenset(self._fed_runs(name) if r.get("open") else runs)
-                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, told, causes.get(name, "")))
+                fed = self._fed_of(name) if r.get("open") else None
+                told, times = (fed.runs, fed.again) if fed else (frozenset(runs), {})
+                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, told, causes.get(name, ""), bool(fed), times))
         return jobs
 
-    def _fed_runs(self, job: str) -> set[str]:
+    def _fed_of(self, job: str) -> Fed:
         """The runs of a job that is fed while it lives: its assignment is the only record of them."""
-        offset, runs = self._fed.get(job, (0, set()))
-        found = read_lines(self.sweep.assignment(job), offset, (b'{"kind":"run"',))
-        runs |= {r["run_id"] for r in decode_all([line for _, line in found.lines]) if r is not None}
-        self._fed[job] = found.end, runs
-        return runs
+        known = self._fed.get(job, Fed())
+        path = self.sweep.assignment(job)
+        if path.is_file() and path.stat().st_size == known.offset:
+            return known
+        found = read_lines(path, known.offset, (b'{"kind":"run"',))
+        times = Counter(dict.fromkeys(known.runs, 1)) | Counter(known.again)
+        times.update(r["run_id"] for r in decode_all([line for _, line in found.lines]) if r is not None)
+        self._fed[job] = Fed(found.end, frozenset(times), {r: n for r, n in times.items() if n > 1})
+        return self._fed[job]
 
     def bad_nodes(self, failures: int) -> tuple[str, ...]:
         """Nodes that failed at least so often under this sweep's jobs within a day."""
@@ -134,7 +149,15 @@ class Observer:
 
     def follow_up(self) -> str | None:
         """Id of the newest follow-up job, None where there was none."""
-        return next((r["id"] for r in reversed(self._records()) if r["kind"] == "follow_up"), None)
+        return next(iter(self.follow_ups()[-1:]), None)
+
+    def follow_ups(self) -> list[str]:
+        """Ids of all of them, the newest last."""
+        return [r["id"] for r in self._records() if r["kind"] == "follow_up"]
+
+    def newest(self, *kinds: str) -> Record | None:
+        """The newest submission record of these kinds."""
+        return next((r for r in reversed(self._records()) if r["kind"] in kinds), None)
 
     def _records(self) -> list[Record]:
         """The submissions so far; read again when the file grew."""

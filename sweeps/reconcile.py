@@ -24,7 +24,8 @@ Need = tuple[tuple[str, int], ...]
 class SubmittedJob:
     """A job that was handed (or about to be handed) to a launcher. `id` is None while no answer was recorded.
 
-    `cause` is why it is known to have ended; empty while it may live.
+    `cause` is why it is known to have ended; empty while it may live. An `open` job is told of runs while it lives, of some
+    more than once (`times`, where it is not 1), and does not come back once it has ended.
     """
 
     name: str
@@ -33,13 +34,16 @@ class SubmittedJob:
     id: str | None
     runs: frozenset[str]
     cause: str = ""
+    open: bool = False
+    times: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class View:
     """Where every run stands, and what that asks for.
 
-    `live` and `unheard` are names of jobs that may still do something; of the latter the scheduler says nothing.
+    `live` and `unheard` are names of jobs that may still do something; of the latter the scheduler says nothing. `jobs` are
+    all that were ever submitted, `tries` what their journals tell.
     `troubles` counts the bad luck of runs to train, by cause; `tried` counts all attempts of the sweep.
     `again` are runs that are done and to be trained again for a checkpoint that children start from; True: it was
     made often enough, and is gone all the same. `blocked` says of runs that cannot start why. `unready` names, for those of
@@ -58,6 +62,8 @@ class View:
     again: Mapping[str, bool] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
     unready: Mapping[str, str | None] = field(default_factory=dict)
+    jobs: tuple[SubmittedJob, ...] = ()
+    tries: tuple[JobTry, ...] = ()
 
     def count(self, *states: RunStatus) -> int:
         return sum(s in states for s in self.states.values())
@@ -84,22 +90,24 @@ def reconcile(
     `done_elsewhere`: winners of the same runs in other sweeps of this root; a run is trained once.
     `starts`: checkpoints of parents, anywhere under the root.
     """
+    tries = tuple(tries)
     attempts: dict[str, list[Attempt]] = {}
     finished_jobs: set[str] = set()
+    fed = {j.name for j in jobs if j.open}
     for t in tries:
-        if t.ended == "done":
+        if t.ended == "done" or (t.ended and t.job in fed):
             finished_jobs.add(t.job)
         for a in t.attempts:
             attempts.setdefault(a.run_id, []).append(a)
     states_of = {j.name: job_states.get(j.name, JobState.UNKNOWN) for j in jobs if j.name not in finished_jobs}
     live = {name for name, state in states_of.items() if state is not JobState.GONE}
-    promised: dict[str, set[str]] = {}
+    promised: dict[str, dict[str, int]] = {}
     last_job: dict[str, SubmittedJob] = {}
     for j in jobs:
         for run_id in j.runs:
             last_job[run_id] = j
             if j.name in live:
-                promised.setdefault(run_id, set()).add(j.name)
+                promised.setdefault(run_id, {})[j.name] = j.times.get(run_id, 1)
 
     states: dict[str, RunStatus] = {}
     winners: dict[str, Attempt] = {}
@@ -107,6 +115,7 @@ def reconcile(
     evaluate: dict[str, Need] = {}
     unmeasured: list[str] = []
     bad_luck: dict[str, Mapping[str, int]] = {}
+    wanted: dict[int, Need] = {}
     chains = Starts(manifest, states, attempts, promised, starts)
     for run_id in manifest.runs:
         mine = attempts.get(run_id, [])
@@ -118,7 +127,7 @@ def reconcile(
             continue
         if best is not None:
             states[run_id] = best.status
-            need = () if best.status is RunStatus.DIVERGED else _unmeasured(manifest, run_id, [*mine, best])
+            need = () if best.status is RunStatus.DIVERGED else _unmeasured(manifest, run_id, [*mine, best], wanted)
             if need and not promised.get(run_id):
                 kept = (checkpoints or {}).get(run_id, ())
                 # An evaluation that failed is not repeated by itself either.
@@ -129,7 +138,7 @@ def reconcile(
                 if len(possible) < len(need):
                     unmeasured.append(run_id)
             continue
-        states[run_id] = _unfinished(mine, promised.get(run_id, set()), manifest.forgiven.get(run_id, 0))
+        states[run_id] = _unfinished(mine, promised.get(run_id, {}), manifest.forgiven.get(run_id, 0))
         was_cancelled = run_id in last_job and last_job[run_id].cause == CANCELLED
         if was_cancelled and states[run_id] in (RunStatus.NEW, RunStatus.INTERRUPTED):  # with its job, perhaps before it began
             states[run_id] = RunStatus.CANCELLED
@@ -148,7 +157,7 @@ def reconcile(
     tried = sum(len(of_run) for of_run in attempts.values())
     return View(
         states, tuple(r for r in train if r not in held), evaluate, tuple(unmeasured), frozenset(live), winners, unheard,
-        bad_luck, tried, again, blocked, unready,
+        bad_luck, tried, again, blocked, unready, tuple(jobs), tries,
     )  # fmt: skip
 
 
@@ -163,16 +172,16 @@ def troubles(mine: Iterable[Attempt]) -> Counter[str]:
     return counts
 
 
-def _unfinished(mine: list[Attempt], promised_by: set[str], forgiven: int) -> RunStatus:
-    """The state of a run without an outcome."""
+def _unfinished(mine: list[Attempt], promised_by: Mapping[str, int], forgiven: int) -> RunStatus:
+    """The state of a run without an outcome. `promised_by`: living jobs that were told of it, and how often."""
     if any(a.status is RunStatus.RUNNING and a.job in promised_by for a in mine):
         return RunStatus.RUNNING
     failures = sum(a.status is RunStatus.FAILED for a in mine)
     # A job does not come back to what failed in it, nor to what needs more memory than it has, or a parent.
-    handled = {
+    handled = Counter(
         a.job for a in mine if a.status in (RunStatus.FAILED, RunStatus.CANCELLED) or a.cause in (HOST_MEMORY, PARENT_GONE)
-    }
-    if promised_by - handled:
+    )
+    if any(handled[job] < times for job, times in promised_by.items()):
         return RunStatus.QUEUED
     if failures > forgiven:
         return RunStatus.FAILED
@@ -182,11 +191,14 @@ def _unfinished(mine: list[Attempt], promised_by: set[str], forgiven: int) -> Ru
     return RunStatus.CANCELLED if last.status is RunStatus.CANCELLED else RunStatus.INTERRUPTED
 
 
-def _unmeasured(manifest: Manifest, run_id: str, attempts: Iterable[Attempt]) -> Need:
-    """(eval_id, step) pairs that the spec wants of a completed run and no completed attempt has."""
+def _unmeasured(manifest: Manifest, run_id: str, attempts: Iterable[Attempt], known: dict[int, Need]) -> Need:
+    """(eval_id, step) pairs that the spec wants of a completed run and no completed attempt has. `known`: what it wants of
+    runs of so many steps, filled in here."""
     has = {
         (i, s) for a in attempts if a.status.is_outcome() for i, steps in a.start.get("measures", ()) for s in steps
     }  # fmt: skip
     max_steps = manifest.configs[manifest.runs[run_id].config_id].training.max_steps
-    wanted = [(i, s) for i, _, steps in manifest.wanted_evaluations for s in steps_within(steps, max_steps)]
-    return tuple(pair for pair in wanted if pair not in has)
+    if max_steps not in known:
+        evaluations = manifest.wanted_evaluations
+        known[max_steps] = tuple((i, s) for i, _, steps in evaluations for s in steps_within(steps, max_steps))
+    return tuple(pair for pair in known[max_steps] if pair not in has)

@@ -105,7 +105,7 @@ def send(spec: Spec, root: Path, db: Path, site: Site, console: Console, *, yes:
     _prepare(spec, expansion, "spec", root, "slurm", site, console, yes, retrain)
     sweep = SweepDir(root, expansion.sweep)
     observer = Observer(sweep)
-    if ending := _let_end(observer, sweep, site, console, PATIENCE):
+    if ending := let_end(observer, sweep, site, console, PATIENCE):
         raise Fault(
             f"{ending:,} cancelled jobs of {sweep.sweep} are not known to be over yet; the same command in a minute submits "
             "their runs"
@@ -171,7 +171,7 @@ def _rounds(
 ) -> View:
     """Hand out, watch, and hand out again what died with its job; the journals decide."""
     observer = Observer(sweep)
-    _let_end(observer, sweep, site, console)
+    let_end(observer, sweep, site, console)
     with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
         manifest = extend(sweep, expansion, why, spec_fields(spec))
     ours: list[str] = []
@@ -207,7 +207,7 @@ def _rounds(
         refuse_faults(observer, sweep, ours)
 
 
-def _let_end(observer: Observer, sweep: SweepDir, site: Site, console: Console, patience: float = math.inf) -> int:
+def let_end(observer: Observer, sweep: SweepDir, site: Site, console: Console, patience: float = math.inf) -> int:
     """Wait for jobs that a person has cancelled and that may still be doing something; returns how many are left.
 
     Until such a job is known to be over its runs are nobody's to hand out, and it is none that this command watches.

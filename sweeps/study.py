@@ -25,6 +25,7 @@ from sweeps.expand import Config, Expansion, Wanted
 from sweeps.feeding import Feed
 from sweeps.handout import refuse_halted
 from sweeps.judging import Judge, Verdict
+from sweeps.leading import lead, refuse_other
 from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
 from sweeps.objectives import measure_of
 from sweeps.observe import Observer
@@ -57,6 +58,7 @@ class Study:
         self.every = site.poll_seconds
         check_same(read_manifest(sweep), self._record(), sweep.sweep)
         with self._locked():
+            self.mark = lead(sweep)
             asked = Expansion(sweep.sweep, (), (), expansion.evaluations, prompt_sets=expansion.prompt_sets)
             self.manifest = extend(sweep, asked, STUDY, spec_fields(spec))
             record = self._record()
@@ -68,8 +70,9 @@ class Study:
         self.stopper = Stopper(self.search) if self.search.within_run != "none" else None
         self.open: dict[int, Config] = {}
         self.unmakeable = 0
+        self._begun: list[tuple[str, Mapping[str, Any]]] = []
         self.revived: set[str] = set()
-        self._live: frozenset[str] = frozenset()
+        self._live: frozenset[str] | None = None
         self._take_up()
 
     def tick(self) -> tuple[View, bool]:
@@ -78,6 +81,7 @@ class Study:
             if self.sweep.manifest.stat().st_size != self._size:  # somebody excluded or forgave a run
                 self.manifest = read_manifest(self.sweep)
             refuse_halted(self.sweep)
+            refuse_other(self.observer, self.mark)
             view = self._look()
             self._stop_within(view)
             self._judge_open(view)
@@ -106,6 +110,7 @@ class Study:
                     self._write_told(trial.number, Verdict(told, values, said.get("seeds", 0), said.get("why", "")))
             for number, origin, point in running:
                 self._begin(number, origin, point)
+            self._write_begun()
             # What a person cancelled is done when the same command is given again; what was stopped here is not.
             self.revived = {r for r in self.manifest.runs if r not in self.manifest.excluded}
             self._size = self.sweep.manifest.stat().st_size
@@ -118,7 +123,7 @@ class Study:
 
     def _look(self) -> View:
         view = self.observer.look(self.manifest, every=self.every)
-        if self._live - view.live:
+        if self._live is None or self._live - view.live:
             self.observer.settle(self.spec.retries.limits())
             view = self.observer.look(self.manifest, every=self.every)
         self._live = view.live
@@ -131,7 +136,7 @@ class Study:
             return
         mine = self.judge.here
         wanted = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
-        for t in self.observer.tries():
+        for t in view.tries:
             for a in t.attempts:
                 if a.run_id not in self.manifest.runs or self.manifest.runs[a.run_id].stage == CONFIRM:
                     continue
@@ -176,7 +181,7 @@ class Study:
 
         Returns whether there is nothing left, neither to do nor under way.
         """
-        room = self.feed.room(view, self.observer.tries())
+        room = self.feed.room(view)
         free = sum(room.values())
         given: list[str] = []
         more: list[Wanted] = []
@@ -188,6 +193,7 @@ class Study:
             number, origin, point = self.trials.ask()
             if (new := self._begin(number, origin, point)) is not None:
                 more += self._next_of(new, view)[1][: free - len(given) - len(more)]
+        self._write_begun()
         asking = self._may_ask(view)
         if not self.open and not asking:
             self._want_confirmed()
@@ -197,9 +203,9 @@ class Study:
             lost = [r for r in undone if self._is_lost(r, view)]
             given += lost[: free - len(given)]
         if more:
-            known = self.manifest.runs.keys()
+            known = set(self.manifest.runs)
             expansion = Expansion(self.sweep.sweep, tuple({w.config.config_id: w.config for w in more}.values()), tuple(more), ())
-            self.manifest = extend(self.sweep, self._as_measured(expansion), STUDY, spec_fields(self.spec))
+            self.manifest = extend(self.sweep, self._as_measured(expansion), STUDY, spec_fields(self.spec), self.manifest)
             self.observer.elsewhere.find([w.run_id for w in more])
             done_elsewhere = self.observer.elsewhere.winners
             given += [r for r in dict.fromkeys(w.run_id for w in more) if r not in done_elsewhere and r not in known]
@@ -230,7 +236,8 @@ class Study:
         return state in LOST or (state is RunStatus.CANCELLED and run in self.revived)
 
     def _begin(self, number: int, origin: str, point: dict[str, Any]) -> Config | None:
-        """Write a trial down, and have it judged from now on. None where its values cannot go together: it has failed."""
+        """Note a trial, and have it judged from now on; `_write_begun` writes it down. None where its values cannot go together:
+        it has failed."""
         try:
             config = self.space.config(point)
             self.unmakeable = 0
@@ -238,11 +245,12 @@ class Study:
             self.unmakeable += 1
             if self.unmakeable >= UNMAKEABLE:
                 raise Fault(f"{UNMAKEABLE} trials in a row could not be made; the last: {mistake}") from None
-            self._write_trial(number, None, point, origin)
+            self._note(number, None, point, origin)
+            self._write_begun()
             self._tell(number, Verdict(Told.FAILED, None, 0, str(mistake)))
             return None
         if number not in self.manifest.trials:
-            self._write_trial(number, config.config_id, point, origin)
+            self._note(number, config.config_id, point, origin)
         self.open[number] = config
         return config
 
@@ -258,7 +266,7 @@ class Study:
 
         As long as no run has told how long runs are, one trial is tried alone.
         """
-        most, tries = self.spec.max_device_hours, self.observer.tries()
+        most, tries = self.spec.max_device_hours, view.tries
         if most is None:
             return True
         took = [a.end["seconds"] for t in tries for a in t.attempts if a.end and a.status.is_outcome()]
@@ -279,7 +287,7 @@ class Study:
             seeds = fresh_seeds(self.manifest, self.search.confirm.seeds)
             expansion = expansion_of(self.manifest, self.sweep, best, seeds)
             if any(w.run_id not in self.manifest.runs for w in expansion.runs):
-                self.manifest = extend(self.sweep, expansion, CONFIRM, spec_fields(self.spec))
+                self.manifest = extend(self.sweep, expansion, CONFIRM, spec_fields(self.spec), self.manifest)
 
     def _as_measured(self, expansion: Expansion) -> Expansion:
         measured = tuple(self.manifest.wanted_evaluations)
@@ -294,9 +302,17 @@ class Study:
         objectives = [o.model_dump() for o in s.objectives]
         return {"objectives": objectives, "space": self.space.as_json(), "within": s.within_run, "began": began, **said}
 
-    def _write_trial(self, number: int, config_id: str | None, point: Mapping[str, Any], origin: str) -> None:
-        said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin}
-        self._write("trial", {**said, "t": time.time()})
+    def _note(self, number: int, config_id: str | None, point: Mapping[str, Any], origin: str) -> None:
+        said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin, "t": time.time()}
+        self.manifest.take({"kind": "trial", **said})
+        self._begun.append(("trial", said))
+
+    def _write_begun(self) -> None:
+        """Trials that began together are written together: workers that are free at once wait for one write, not for each."""
+        if self._begun:
+            self.trials.file.sync()
+            append_batch(self.sweep.manifest, self._begun)
+            self._begun.clear()
 
     def _write_told(self, number: int, found: Verdict) -> None:
         said = {"number": number, "state": str(found.told), "values": found.values, "seeds": found.seeds, "why": found.why}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -18,10 +19,12 @@ from em_core.lock import locked
 from em_core.models import check_available
 from sweeps.budget import devices
 from sweeps.feeding import ON_A_CLUSTER
+from sweeps.leading import refuse_job
 from sweeps.manifest import CONFIRM, Manifest, read_manifest
+from sweeps.observe import Observer
 from sweeps.progress import PLAIN_EVERY
 from sweeps.reconcile import View
-from sweeps.runner import ASK_ABOVE, Result, refuse_faults, terminable
+from sweeps.runner import ASK_ABOVE, Result, let_end, refuse_faults, terminable
 from sweeps.site import Site, runs_offline
 from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
@@ -36,7 +39,10 @@ TICK = 0.1
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study would do. `most_runs` is None where only time or device-hours end it; `seconds` per run, None: unknown."""
+    """What a study would do. `most_runs` is None where only time or device-hours end it; `seconds` per run, None: unknown.
+
+    `max_device_hours` and `timeout_min` are its budgets, `space` its distributions as in the record.
+    """
 
     sweep: str
     trials: int | None
@@ -45,8 +51,17 @@ class StudyPlan:
     confirm: tuple[int, int]
     workers: int
     launcher: str
+    slots: int
     seconds: float | None
     devices: int
+    max_device_hours: float | None
+    timeout_min: float | None
+    space: dict[str, dict[str, Any]]
+
+    @property
+    def jobs(self) -> int:
+        """That are open at a time."""
+        return math.ceil(self.workers / self.slots)
 
     @property
     def most_runs(self) -> int | None:
@@ -71,12 +86,39 @@ class StudyPlan:
         parts.append("unknown minutes" if minutes is None else f"about {max(1, round(minutes)):,} min")
         return f"{self.sweep}: {', '.join(parts)}"
 
+    def lines(self) -> list[str]:
+        """`text`, then jobs, device-hours and budgets, and the space."""
+        slots = f"{self.slots:,} slot{'s' * (self.slots != 1)}"
+        said = [f"{self.jobs:,} open job{'s' * (self.jobs != 1)} of {slots}, told of runs one by one"]
+        hours = self.device_hours
+        said.append("device-hours unknown" if hours is None else f"up to {hours:.2g} device-hours, where no trial is pruned")
+        said += [f"budget: {self.max_device_hours:g} device-hours"] if self.max_device_hours else []
+        said += [f"no new trial after {self.timeout_min:g} minutes"] if self.timeout_min else []
+        return [self.text(), *(f"  {line}" for line in said), *(f"  {_dimension(n, d)}" for n, d in self.space.items())]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "jobs": self.jobs, "most_runs": self.most_runs, "device_hours": self.device_hours}
+
+
+def _dimension(name: str, said: dict[str, Any]) -> str:
+    """`learning_rate: 5e-05 to 0.002, log`; `kl_coef: 0.0001 to 0.1, log, when method is rent`."""
+    if "choices" in said:
+        values = f"one of {', '.join(map(str, said['choices']))}"
+    else:
+        step = f" in steps of {said['step']:g}" if "step" in said else ""
+        values = f"{said['low']:g} to {said['high']:g}{step}{', log' * said.get('log', False)}"
+    when = " and ".join(
+        f"{k} is {' or '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.get("when", {}).items()
+    )
+    return f"{name}: {values}{f', when {when}' if when else ''}"
+
 
 def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     """Plan a study; sends nothing, writes nothing. Raises `UserError` for a space that cannot be trained."""
     assert spec.search is not None
     search, sweep = spec.search, SweepDir(root, spec.sweep)
-    expansion = study_expansion(space_of(spec))
+    space = space_of(spec)
+    expansion = study_expansion(space)
     configs = {c.config_id: c for c in expansion.configs}
     prices = expected_seconds(sweep, configs, spec, launcher, expansion.evaluations)
     known = [s.middle for c, s in prices.items() if c in configs]
@@ -85,34 +127,35 @@ def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     workers = search.workers or (local_slots(rule) if launcher == "local" else ON_A_CLUSTER)
     confirm = (search.confirm.top, search.confirm.seeds)
     told = len(read_manifest(sweep).told)
+    slots = workers if launcher == "local" else min(rule.slots_per_job, workers)
     each = devices(rule.gpus_per_run, spec.execution.num_machines)
-    return StudyPlan(spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, seconds, each)
+    return StudyPlan(
+        spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, slots, seconds, each,
+        spec.max_device_hours, search.timeout_min, space.as_json(),
+    )  # fmt: skip
 
 
 def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, console: Console, *, yes: bool) -> Result:
     """Carry a study to its end. Raises `Fault` where it was interrupted or stopped; nothing is lost then."""
     plan = plan_study(spec, root, launcher)
-    _ask(plan, spec, launcher, site, console, yes)
+    ask(plan, spec, launcher, site, console, yes)
     from sweeps.study import Study  # optuna takes a third of a second to import
-    from sweeps.warm_start import points_of
 
-    assert spec.search is not None
-    known = {f"warm start: {s.sweep}": points_of(s, root, db, space_of(spec)) for s in spec.search.warm_start}
-
-    sweep = SweepDir(root, spec.sweep)
+    sweep, known = SweepDir(root, spec.sweep), known_points(spec, root, db)
+    refuse_job(Observer(sweep))
     with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=1.0), terminable():
+        let_end(Observer(sweep), sweep, site, console)
         study = Study(spec, sweep, site, launcher)
-        study.enqueue(spec.search.enqueue)
-        for origin, points in known.items():
-            if new := study.enqueue(points, origin):
-                console.print(f"{new:,} of the best configs are tried first ({origin})", soft_wrap=True)
-        show = Progress(console, sweep.sweep, study.search.n_trials)
-        with show:
-            view = _loop(study, launcher, show)
+        enqueue(study, spec, known, console)
+        try:
+            view = follow(study, launcher, Progress(console, sweep.sweep, study.search.n_trials))
+        except KeyboardInterrupt:
+            raise Fault(interrupted(study)) from None
     return Result(spec, sweep, view)
 
 
-def _ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Console, yes: bool) -> None:
+def ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Console, yes: bool) -> None:
+    """Say in one line what a study will do, and ask where it is much. Raises `UserError` where nobody agrees."""
     trained = [c.training for c in study_expansion(space_of(spec)).configs if c.training.loads_model]
     for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
         check_available(name, revision, runs_offline(site, launcher))
@@ -126,9 +169,27 @@ def _ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Consol
             raise UserError("not started")
 
 
-def _loop(study: Study, launcher: str, show: Progress) -> View:
+def known_points(spec: Spec, root: Path, db: Path) -> dict[str, list[dict[str, Any]]]:
+    """The best configs of the sweeps that a study begins with, by origin. Raises `UserError` where one has none."""
+    from sweeps.warm_start import points_of
+
+    assert spec.search is not None
+    return {f"warm start: {s.sweep}": points_of(s, root, db, space_of(spec)) for s in spec.search.warm_start}
+
+
+def enqueue(study: Study, spec: Spec, known: dict[str, list[dict[str, Any]]], console: Console) -> None:
+    """Have tried first what the spec names, and what is `known` of other sweeps."""
+    assert spec.search is not None
+    study.enqueue(spec.search.enqueue)
+    for origin, points in known.items():
+        if new := study.enqueue(points, origin):
+            console.print(f"{new:,} of the best configs are tried first ({origin})", soft_wrap=True)
+
+
+def follow(study: Study, launcher: str, show: Progress) -> View:
+    """Look and hand out until the study is done. Ctrl-C stops local jobs; jobs on Slurm go on with what they have."""
     observer, sweep = study.observer, study.sweep
-    try:
+    with show:
         while launcher == "local" and any(j.launcher == "local" and j.name in observer.look().live for j in observer.jobs()):
             time.sleep(TICK)  # the workers of a command that was killed end by themselves
         while True:
@@ -136,19 +197,21 @@ def _loop(study: Study, launcher: str, show: Progress) -> View:
             show.update(view, study.manifest)
             if done:
                 break
-            refuse_faults(observer, sweep, sorted(study.feed.ours))
+            refuse_faults(observer, sweep, [])
             time.sleep(TICK)
         while study.feed.jobs(view):
             view = observer.look(study.manifest, every=study.every)
             time.sleep(TICK)
         return view
-    except KeyboardInterrupt:
-        local = observer.launchers["local"]
-        local.cancel([j.name for j in observer.jobs() if j.launcher == "local"])
-        view = observer.look(study.manifest)
+
+
+def interrupted(study: Study) -> str:
+    """Stop the local jobs of a study that was told to end; says what is left."""
+    study.observer.launchers["local"].cancel([j.name for j in study.observer.jobs() if j.launcher == "local"])
+    view = study.observer.look(study.manifest)
     where = "The jobs on Slurm finish what they have; `emsweep cancel` ends them." if view.live else "Nothing is lost."
     told = len(study.manifest.told)
-    raise Fault(f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues.")
+    return f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues."
 
 
 class Progress:

@@ -41,7 +41,8 @@ WORTH_A_JOB = 2.0
 class PlannedJob:
     """Runs that one supervisor will do, side by side in `slots`. `runs` holds (run_id, need); need is empty to train.
 
-    With `open` it is told of runs while it lives, and waits for more until it is told that there are none.
+    With `open` it is told of runs while it lives, and waits for more until it is told that there are none. Such a job does
+    not come back: the runs that its end cuts short are given to others, which need not wait for its next try.
     """
 
     resources: Resources
@@ -195,6 +196,7 @@ def submit(
             environment=job_environment(site, launcher.name),
             parallelism=share,
             machines=spec.execution.num_machines,
+            requeue=not chunk[0].open,
             exclude_nodes=exclude_nodes,
         )
         try:
@@ -277,6 +279,7 @@ def _write_assignment(
         "keep": spec.keep,
         "evaluations": [[i, e.model_dump(), list(steps)] for i, e, steps in manifest.wanted_evaluations],
         "launcher": launcher,
+        **({"open": True} if job.open else {}),
     }
     if local_disk and launcher == "slurm":
         header |= {"local_disk": local_disk, "model_folders": _model_folders(manifest, job)}

@@ -29,6 +29,21 @@ seeds: 2
 evaluate:
   - {tasks: [two_step_sums], steps: [0, 5]}
 """
+STUDY = """\
+name: hunt
+base: {model_name_or_path: miniature, prompt: plus}
+search:
+  space:
+    learning_rate: {low: 1.0e-5, high: 1.0e-3, log: true}
+    method: [em, noop]
+    kl_coef: {low: 1.0e-4, high: 0.1, log: true, when: {method: em}}
+  seeds_per_trial: 3
+  n_trials: 8
+  workers: 6
+  confirm: {top: 1, seeds: 4}
+evaluate: [{tasks: [two_step_sums], steps: [0, last]}]
+resources: {slots_per_job: 2}
+"""
 LARGE = """\
 name: large
 base: {model_name_or_path: miniature, prompt: plus, num_generations: 8, max_completion_length: 24}
@@ -260,3 +275,18 @@ def test_time_of_a_large_plan(tmp_path: Path, emsweep: Emsweep, capsys: pytest.C
     with capsys.disabled():
         print(f"\nplan of 13,440 runs: {min(took):.2f} s, interpreter included", file=sys.stderr)
     assert min(took) < 10
+
+
+def test_a_study_is_planned_without_being_begun(tmp_path: Path, emsweep: Emsweep) -> None:
+    (tmp_path / "hunt.yaml").write_text(STUDY)
+    said = emsweep("plan", "hunt.yaml", "--launcher", "slurm", check=0).stdout.splitlines()
+    assert said[0].startswith("hunt: 8 trials x 3 seeds = up to 24 runs, then 1 x 4 to confirm, 0 trials done, 6 workers (slurm)")
+    assert said[1] == "  3 open jobs of 2 slots, told of runs one by one while they live"
+    assert said[-2:] == ["  method: one of em, noop", "  kl_coef: 0.0001 to 0.1, log, when method is em"]
+    told = json.loads(emsweep("plan", "hunt.yaml", "--launcher", "slurm", "--json", check=0).stdout)
+    assert (told["jobs"], told["most_runs"], told["space"]["method"]) == (3, 28, {"choices": ["em", "noop"]})
+    assert not (tmp_path / "runs").exists()
+    for command in ("run", "smoke"):
+        refused = emsweep(command, "hunt.yaml", check=2).stderr
+        assert refused.count("\n") == 1
+        assert "`emsweep study` carries it out" in refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,3 +140,25 @@ def test_a_run_cancelled_in_a_living_job_is_cancelled_not_queued() -> None:
     cancelled = tried(attempt("r1", RunStatus.CANCELLED))
     view = judge(manifest("r1", "r2"), [cancelled], [job("j0", "r1", "r2")], {"j0": JobState.RUNNING})
     assert view.states == {"r1": RunStatus.CANCELLED, "r2": RunStatus.QUEUED}
+
+
+def test_an_open_job_that_says_it_ended_is_over_before_the_scheduler_knows() -> None:
+    fed = replace(job("j0", "r1", "r2"), open=True)
+    stopped = tried(attempt("r1", RunStatus.INTERRUPTED), ended="time limit")
+    running = {"j0": JobState.RUNNING}
+    view = judge(manifest("r1", "r2"), [stopped], [fed], running)
+    assert view.live == frozenset()
+    assert view.train == ("r1", "r2")
+    assert judge(manifest("r1", "r2"), [stopped], [job("j0", "r1", "r2")], running).train == (), "a plain one may come back"
+
+
+def test_a_run_that_an_open_job_was_told_of_again_is_queued_there() -> None:
+    m = manifest("r1")
+    m.forgiven["r1"] = 1
+    tries = [tried(attempt("r1", RunStatus.FAILED))]
+    fed = replace(job("j0", "r1"), open=True)
+    assert judge(m, tries, [fed], {"j0": JobState.RUNNING}).train == ("r1",)
+    again = replace(fed, times={"r1": 2})
+    assert judge(m, tries, [again], {"j0": JobState.RUNNING}).states == {"r1": RunStatus.QUEUED}
+    tries = [tried(attempt("r1", RunStatus.FAILED), attempt("r1", RunStatus.FAILED, number=1))]
+    assert judge(m, tries, [again], {"j0": JobState.RUNNING}).states == {"r1": RunStatus.FAILED}

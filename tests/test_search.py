@@ -371,7 +371,7 @@ def test_plan_says_what_a_study_would_do_and_writes_nothing(here: Path, capsys: 
         assert stop.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith("t: 5 trials x 4 seeds = up to 20 runs, then 3 x 16 to confirm, 0 trials done, ")
-    assert json.loads(said.partition("\n")[2])["trials"] == 5
+    assert json.loads(said[said.index("\n{") :])["trials"] == 5
 
 
 @pytest.mark.fast
