@@ -281,7 +281,7 @@ def test_a_study_is_planned_without_being_begun(tmp_path: Path, emsweep: Emsweep
     (tmp_path / "hunt.yaml").write_text(STUDY)
     said = emsweep("plan", "hunt.yaml", "--launcher", "slurm", check=0).stdout.splitlines()
     assert said[0].startswith("hunt: 8 trials x 3 seeds = up to 24 runs, then 1 x 4 to confirm, 0 trials done, 6 workers (slurm)")
-    assert said[1] == "  3 open jobs of 2 slots, told of runs one by one while they live"
+    assert said[1] == "  3 open jobs of 2 slots, told of runs one by one"
     assert said[-2:] == ["  method: one of em, noop", "  kl_coef: 0.0001 to 0.1, log, when method is em"]
     told = json.loads(emsweep("plan", "hunt.yaml", "--launcher", "slurm", "--json", check=0).stdout)
     assert (told["jobs"], told["most_runs"], told["space"]["method"]) == (3, 28, {"choices": ["em", "noop"]})
