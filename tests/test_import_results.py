@@ -412,7 +412,11 @@ def test_mistakes_with_mlflow_in_one_line(here: Path, database: Path, capsys: py
         ),
         (["bert tuning", *uri(database), "--metric", "val/ac"], 2, "unknown metric `val/ac`; did you mean `val/acc`?"),
         (["bert tuning", *uri(database), "--metric", "loss", "--filter", "x y"], 2, "Invalid"),
-        (["bert tuning", *uri(database), "--metric", "loss", "--seed", "lr"], 2, "`lr` is 0.001, not a whole number"),
+        (
+            ["bert tuning", *uri(database), "--metric", "loss", "--seed", "lr"],
+            2,
+            "not a whole number of at least 0; name the seed's param (--seed)",
+        ),
         (["bert tuning"], 2, "there are no runs of MLflow at sqlite:"),
         (["bert tuning", "--tracking-uri", "nowhere.db"], 2, "there are no runs of MLflow at nowhere.db"),
         (["bert tuning", "--tracking-uri", "text.db"], 2, "file is not a database"),
