@@ -145,8 +145,7 @@ def evaluate(
 def submit(
     spec: SpecPath, sets: Sets = None, root: Root = RUNS, db: Db = RESULTS, yes: Yes = False, retrain: Retrain = False
 ) -> None:
-    """Submit to Slurm what is missing of a sweep, and return at once; a follow-up job goes on with it. Of a study, a small job
-    that leads it."""
+    """Submit to Slurm what is missing of a sweep, or a study's controller, and return at once; a small job goes on with it."""
     from sweeps import runner, study_job
 
     loaded, site = load(spec, sets)

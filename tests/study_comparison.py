@@ -1,7 +1,7 @@
 """Seed-aware search against random search and single-seed TPE at equal runs, each ten times: `make study-comparison`.
 
 Every strategy searches the same space of the miniature, where a trial's accuracy on 50 sampled answers moves by .06 from seed to
-seed, about as much as the better configs lie apart. What a strategy would have answered after 16, 32 and 64 runs is judged on
+seed, about as much as the better configs lie apart. What a strategy would have answered after 16 to 128 runs is judged on
 sixteen fresh seeds. Writes docs/study_comparison.md. Interrupt it at will: it goes on.
 """
 
@@ -23,7 +23,7 @@ from sweeps.confirm import FIRST_FRESH
 from sweeps.manifest import read_manifest
 
 REPETITIONS = 10
-BUDGETS = (16, 32, 64)
+BUDGETS = (16, 32, 64, 128)
 FRESH = 16
 FIELDS = ("learning_rate", "temperature", "loss_temperature", "max_steps")
 BASE = {
@@ -40,7 +40,7 @@ REST = {"resources": {"cpus_per_run": 1, "timeout_min": 60}, "execution": {"per_
 
 @dataclass(frozen=True)
 class Strategy:
-    """`trials` are as many as 64 runs can be; pruning leaves some for more of them."""
+    """`trials` are as many as 128 runs can be; pruning leaves some for more of them. `startup`: trials before TPE models."""
 
     name: str
     words: str
@@ -48,13 +48,15 @@ class Strategy:
     seeds: int
     pruner: str
     trials: int
+    startup: int = 10
 
 
 STRATEGIES = (
-    Strategy("tpe4-racing", "TPE, 4 seeds, racing", "tpe", 4, "racing", 30),
-    Strategy("tpe4", "TPE, 4 seeds", "tpe", 4, "none", 16),
-    Strategy("random4", "random, 4 seeds", "random", 4, "none", 16),
-    Strategy("tpe1", "TPE, 1 seed", "tpe", 1, "none", 64),
+    Strategy("tpe4-racing", "TPE, 4 seeds, racing", "tpe", 4, "racing", 62),
+    Strategy("tpe4-racing-5", "the same, 5 startup trials", "tpe", 4, "racing", 62, 5),
+    Strategy("tpe4", "TPE, 4 seeds", "tpe", 4, "none", 32),
+    Strategy("random4", "random, 4 seeds", "random", 4, "none", 32),
+    Strategy("tpe1", "TPE, 1 seed", "tpe", 1, "none", 128),
 )
 
 
@@ -76,6 +78,7 @@ def main() -> None:
 
 def study(s: Strategy, repetition: int) -> dict[str, object]:
     search = {"space": SPACE, "sampler": s.sampler, "seed": repetition, "seeds_per_trial": s.seeds, "pruner": s.pruner}
+    search["n_startup_trials"] = s.startup
     name = f"{s.name}-{repetition}"
     return {
         "name": name,
