@@ -43,6 +43,8 @@ class Feed:
     ours: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
     """Jobs whose time is nearly up: they do what they have, and others take their place."""
+    wait_until: float = 0.0
+    """When to submit again, after Slurm took fewer jobs than there are to be (seconds on the monotonic clock)."""
 
     def __post_init__(self) -> None:
         rule = self.spec.rules[-1]
@@ -99,7 +101,7 @@ class Feed:
         enough = math.ceil(min(self.workers, wanted) / self.slots)
         living = self.jobs(view)
         missing = enough - sum(j.name not in self.leaving for j in living)
-        if missing <= 0:
+        if missing <= 0 or time.monotonic() < self.wait_until:
             return
         if (unused := self._unused(view)) >= FRUITLESS_ROUNDS * enough:
             if living:  # they do what can be done
@@ -110,10 +112,17 @@ class Feed:
             )
         job = PlannedJob(self.rule, self.slots, (), open=True)
         bad = self.observer.bad_nodes(self.spec.retries.exclude_node_after)
-        names = submit(self.sweep, manifest, [job] * missing, self.spec, self.site, self.launcher, exclude_nodes=bad)
+        names: list[str] = []
+        try:
+            names = submit(self.sweep, manifest, [job] * missing, self.spec, self.site, self.launcher, exclude_nodes=bad)
+        except Fault:
+            if not living:
+                raise
         self.ours |= set(names)
         if not names and not living:
             raise Fault("Slurm takes no more jobs of yours now (MaxSubmitJobs); try again later")
+        if len(names) < missing:  # what is there goes on meanwhile
+            self.wait_until = time.monotonic() + self.site.poll_seconds
 
     def _unused(self, view: View) -> int:
         """How many of our newest jobs in a row died before any run began."""

@@ -72,7 +72,7 @@ class Study:
         self.unmakeable = 0
         self._begun: list[tuple[str, Mapping[str, Any]]] = []
         self.revived: set[str] = set()
-        self._live: frozenset[str] | None = None
+        self._settle_at = 0.0
         self._take_up()
 
     def tick(self) -> tuple[View, bool]:
@@ -123,10 +123,12 @@ class Study:
 
     def _look(self) -> View:
         view = self.observer.look(self.manifest, every=self.every)
-        if self._live is None or self._live - view.live:
+        over = {j.name for j in view.jobs if not j.cause and j.name not in view.live}
+        over -= {t.job for t in view.tries if t.ended == "done"}
+        if over and time.monotonic() >= self._settle_at:  # why they ended: Slurm may know that later than that they did
+            self._settle_at = time.monotonic() + self.every
             self.observer.settle(self.spec.retries.limits())
             view = self.observer.look(self.manifest, every=self.every)
-        self._live = view.live
         self.judge.here.follow()
         return view
 

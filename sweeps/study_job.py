@@ -11,6 +11,7 @@ import contextlib
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -93,10 +94,12 @@ def lead(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int
     if successor:
         observer.launchers["slurm"].cancel([successor])
     collect(sweep, db, console)
-    view = observer.look()
-    said = summary(sweep, view, stopped)
+    manifest = read_manifest(sweep)
+    view, told = observer.look(manifest), Counter(r["state"] for r in manifest.told.values())
+    trials = ", ".join(f"{n:,} {state}" for state, n in told.items())
+    said = summary(sweep, view, stopped) + (f"; trials: {trials}" if trials else "")
     console.print(said)
-    notify(site.on_stop if stopped else site.on_done, sweep, view, said, console)
+    notify(site.on_done if told["complete"] and not stopped else site.on_stop, sweep, view, said, console)
 
 
 def _submit(sweep: SweepDir, observer: Observer, db: Path, site: Site, after: list[str], tried: int, fruitless: int) -> str:

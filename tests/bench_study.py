@@ -121,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         print("the controller")
         ask_and_tell(Path(name) / "optuna", [50, 200, 1000])
-        whole_ticks(Path(name) / "whole", 400)
+        whole_ticks(Path(name) / "whole", 200)
         print("on Slurm")
         many_workers(Path(name) / "many", args.workers, args.slots, args.trials)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from sweeps.leading import controller_jobs
 from sweeps.observe import Observer
 from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
-from tests.test_follow import until
 from tests.test_kill import REPO, kill, processes_of
 
 TRIALS, SEEDS, CONFIRM = 6, 3, 4
@@ -94,6 +94,13 @@ def hunt(tmp_path: Path, on_slurm: SlurmCluster) -> Hunt:
     return Hunt(tmp_path, on_slurm.env(), 0.3)
 
 
+def until(seconds: float, what: str | Callable[[], str], check: Callable[[], object]) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, what if isinstance(what, str) else what()
+        time.sleep(0.3)
+
+
 def no_jobs(cluster: SlurmCluster) -> bool:
     return not set(cluster.jobs().values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"}
 
@@ -110,7 +117,7 @@ def test_a_study_on_two_nodes_and_a_job_that_waits_gets_no_run(hunt: Hunt, on_sl
     started = {t.job for t in Observer(hunt.sweep).tries()}
     assert len(fed) > len(started), "a job waited"
     assert all((n > 0) == (job in started) for job, n in fed.items()), fed
-    until(20, "jobs are left", lambda: no_jobs(on_slurm))
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
 
 
 @pytest.mark.slurm
@@ -127,11 +134,11 @@ def test_a_submitted_study_goes_on_when_its_controller_is_taken_away(hunt: Hunt,
     hunt.until_attempts(3, RunStatus.COMPLETED)
     [_, successor] = hunt.follow_ups()
     on_slurm.run("scancel", first)
-    assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done\n"
+    assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done; trials: {TRIALS} complete\n"
     hunt.check()
     assert len(hunt.follow_ups()) == 3, "the successor had one, too"
     assert hunt.follow_ups()[1] == successor
-    until(20, "jobs are left", lambda: no_jobs(on_slurm))
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
     assert not processes_of(hunt.folder)
     assert not (hunt.folder / "told-stop").exists()
     words = Path(f"{hunt.sweep.logs}/submitit/{first}_0_log.out").read_text()
@@ -154,7 +161,7 @@ def test_controllers_and_workers_die_and_the_study_finishes(hunt: Hunt, on_slurm
     hunt.until_attempts(8, RunStatus.COMPLETED)
     on_slurm.kill_node("n2")
     on_slurm.declare_down("n2")
-    assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done\n"
+    assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done; trials: {TRIALS} complete\n"
     hunt.check(again=12)
 
 
@@ -162,11 +169,12 @@ def test_controllers_and_workers_die_and_the_study_finishes(hunt: Hunt, on_slurm
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slurm: SlurmCluster) -> None:
+    hunt.env[STEP_SECONDS] = "0.6"
     assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
     hunt.until_attempts(5, RunStatus.COMPLETED)
     cancelled = hunt.call("cancel", "hunt", "-y")
     assert cancelled.returncode == 0, cancelled.stderr
-    until(20, "jobs are left", lambda: no_jobs(on_slurm))
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
     assert not processes_of(hunt.folder)
     assert hunt.attempts(RunStatus.COMPLETED) < RUNS
     observer = Observer(hunt.sweep)
