@@ -107,6 +107,7 @@ def no_jobs(cluster: SlurmCluster) -> bool:
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_study_on_two_nodes_and_a_job_that_waits_gets_no_run(hunt: Hunt, on_slurm: SlurmCluster) -> None:
     assert (longest_minutes("short"), longest_minutes(None), longest_minutes("nowhere")) == (1, None, None)
     on_slurm.drain("n2")  # one node of 4 CPUs: of the three jobs of two slots two run
