@@ -91,7 +91,8 @@ def _expand(spec: Spec) -> Expansion:
 
     def find_prompt(raw: Any) -> Found:
         prompt = find_found(raw)
-        return found.setdefault(prompt.text, prompt)
+        found[prompt.text] = prompt
+        return prompt
 
     configs: dict[str, Config] = {}
     members: dict[tuple[str | None, str], Config] = {}

@@ -342,6 +342,7 @@ def test_a_chain_on_this_machine(tmp_path: Path, emsweep: Emsweep) -> None:
     assert sum(r["run_id"] == f"{em.config_id}-s0" for r in attempts(sweep)) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_results_know_the_chain(tmp_path: Path, emsweep: Emsweep) -> None:
     text = SPEC.replace("em: {base: {method: em}}", "em: {base: {method: noop}, axes: {learning_rate: [1.0e-4, 2.0e-4]}}")

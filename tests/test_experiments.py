@@ -17,7 +17,7 @@ from tests.experiments import BLOCK, FIGURE, PAGE
 from tests.journals import Sweep
 
 SPECS = Path(__file__).parent.parent / "sweeps" / "specs"
-OTHERS = {"miniature", "thousand", "external"}
+OTHERS = {"miniature", "thousand", "external", "study-em"}
 EXPERIMENTS = sorted(p.stem for p in SPECS.glob("*.yaml") if p.stem not in OTHERS)
 LARGE = "base-model-large"
 """Names its models itself."""

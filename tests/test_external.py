@@ -320,6 +320,7 @@ def test_a_new_measurement_is_asked_of_the_checkpoints_it_kept(tmp_path: Path, e
     assert emsweep("sql", modes, "--format", "csv", check=0).stdout == "mode,n\neval,4\ntrain,4\n"
 
 
+@pytest.mark.long
 def test_day_one_knows_that_it_loads_no_model(tmp_path: Path, emsweep: Emsweep) -> None:
     spec = str(SPECS / "external.yaml")
     assert "no model to fetch" in emsweep("fetch", spec, check=0).stdout

@@ -112,6 +112,7 @@ def test_folders_need_no_fetching(env: dict[str, str], tmp_path: Path, emsweep: 
     assert "nothing to fetch" in emsweep("fetch", "spec.yaml", env=env, check=0).stdout
 
 
+@pytest.mark.long
 def test_questions_from_the_hub_come_into_the_cache(hub: Hub, env: dict[str, str], tmp_path: Path, emsweep: Emsweep) -> None:
     task = "hf://datasets/org/sums/data/train.jsonl"
     spec = SPEC.replace("org/tiny", "miniature") + f"evaluate: [{{tasks: ['{task}'], max_completion_length: 20}}]\n"

@@ -235,6 +235,7 @@ def test_a_sweep_keeps_the_way_it_was_imported(here: Path, capsys: pytest.Captur
     assert "own is a sweep that was run here" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_while_the_manifest_is_written(here: Path) -> None:
     """Journals are whole before the manifest names their runs; what it does not name comes again, once."""
@@ -395,6 +396,7 @@ def test_steps_that_count_from_0(here: Path, database: Path, capsys: pytest.Capt
     assert found[1e-3, "adam"] == [curve(1e-3, "adam", seed)[-1] for seed in range(3)], "in the order in which they began"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mistakes_with_mlflow_in_one_line(here: Path, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "text.db").write_text("hi")

@@ -183,6 +183,7 @@ def test_a_second_export_writes_nothing(swept: tuple[Sweep, Path], file: str) ->
     assert Path(file.removeprefix("sqlite:///")).read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_changed_is_brought_up_to_date(tmp_path: Path, empty: Path) -> None:
     """A run excluded and one included again, a failed run done again, seeds added: as if exported once, later."""
@@ -210,6 +211,7 @@ def test_what_changed_is_brought_up_to_date(tmp_path: Path, empty: Path) -> None
         assert {**there[key], "times": run["times"]} == run  # a start is never changed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_holds_the_same_as_sqlite(swept: tuple[Sweep, Path], file: str, server: str) -> None:
     """MLflow's client, request by request, and rows inserted into its tables."""
@@ -317,6 +319,7 @@ def test_the_command(emsweep: Emsweep, tmp_path: Path) -> None:
     assert len(held(uri)) == 2 + 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_goes_wrong_is_one_line(emsweep: Emsweep, tmp_path: Path, server: str) -> None:
     from mlflow import MlflowClient

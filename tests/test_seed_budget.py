@@ -194,6 +194,7 @@ def test_scores_of_runs_that_another_sweep_trained_count(tmp_path: Path, emsweep
     assert dict(read_scores(sweep, runs, manifest.measured[0][0])).keys() == runs.keys()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_look_is_the_same_when_it_is_taken_again_and_half_a_decision_is_completed(tmp_path: Path, emsweep: Emsweep) -> None:
     """The manifest is cut within the batch that a look wrote, as a kill in mid-write would."""

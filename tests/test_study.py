@@ -179,6 +179,7 @@ def test_the_best_trial_is_confirmed_on_fresh_seeds(done: Folder) -> None:
     assert [(r["stage"], r["why"], r["n"]) for r in stages] == [("confirm", "confirm", 3), ("explore", "study", 8)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_commands_for_sweeps_know_a_study(done: Folder) -> None:
     assert "11" in done.call("status", "s")
@@ -344,6 +345,7 @@ def test_pruning_within_a_run_stops_it_and_frees_its_worker(folder: Folder) -> N
     assert len(folder.attempts()) == before, "what was stopped stays so"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_failed_trials_are_told_so_and_the_study_goes_on(folder: Folder) -> None:
     folder.study(folder.write(trials=8), env={FAULT: "bug:0.3"})
@@ -356,6 +358,7 @@ def test_failed_trials_are_told_so_and_the_study_goes_on(folder: Folder) -> None
             assert folder.optuna().trials[number].state == optuna.trial.TrialState.FAIL
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_diverged_run_ends_its_trial_and_is_no_failure(folder: Folder) -> None:
     spec = folder.path / folder.write(keys="enqueue: [{learning_rate: 1.0e+30}]", trials=2, seeds=2)
