@@ -351,6 +351,7 @@ def start_collector(root: Path, db: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", COLLECT, str(root), str(db)], cwd=home, start_new_session=True)
 
 
+@pytest.mark.long
 def test_killed_at_any_instant_the_next_call_is_right(root: Path, db: Path, tmp_path: Path) -> None:
     sweep = Sweep(root, steps=(0, 40)).write()
     collect(root, db)

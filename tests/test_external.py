@@ -249,6 +249,7 @@ def test_an_edited_trainer_shows_in_its_attempts(tmp_path: Path, emsweep: Emswee
     assert emsweep("sql", asked, "--format", "csv", check=0).stdout == "n\n2\n4\n"
 
 
+@pytest.mark.long
 def test_the_shipped_example_end_to_end(tmp_path: Path, emsweep: Emsweep) -> None:
     """run, again, sql, frames, report; the numbers rest on config and seed alone."""
     spec = str(SPECS / "external.yaml")

@@ -227,6 +227,7 @@ def test_bad_roots(two: tuple[Path, Path], tmp_path: Path) -> None:
         merge(here, there.parent)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_runs_of_two_roots(tmp_path: Path, emsweep: Emsweep) -> None:
     """Rehearsed on two machines, brought together, and continued: only what neither has is trained."""

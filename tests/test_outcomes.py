@@ -61,6 +61,7 @@ def test_nan_is_an_outcome_an_exception_a_failure_and_neighbours_go_on(tmp_path:
     assert best.stdout.split() == ["arm", "fine"]
 
 
+@pytest.mark.long
 def test_a_run_is_the_same_alone_packed_cold_and_warm(tmp_path: Path, emsweep: Emsweep) -> None:
     """Packed: eight runs share two warm workers. Alone: one cold process for one run."""
     (tmp_path / "plant.yaml").write_text(SMALL)

@@ -273,6 +273,7 @@ def test_a_manifest_names_a_set_and_the_set_lies_once_beside(tmp_path: Path) -> 
     assert prompts_of(config_.training, root / ".prompts") == PROMPT_SETS["sums"]()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_runs_on_a_set_are_trained_shown_merged_and_packed(tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "mine.csv").write_text("prompt,answer\nQ:1+1+1=?,3\nQ:2-1+1=?,2\nQ:3+4+5=?,12\n")

@@ -189,6 +189,7 @@ def written(folder: Path, repeats: int) -> Path:
     return db
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_with_repeats_everything_else_stays_as_it_was(tmp_path: Path) -> None:
     dbs = [written(tmp_path / str(n), n) for n in (1, 3)]
@@ -354,6 +355,7 @@ def differing(db: Path, table: str, value: str, key: str) -> tuple[int, int, int
     return pairs, differ, kinds
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_a_cpu_repeats_are_bit_identical(tmp_path: Path, emsweep: Emsweep) -> None:
     """Whatever attempt, slot and neighbours a run has: it would fail if any draw were keyed by one of them."""

@@ -90,6 +90,7 @@ def scores_of(sweep: SweepDir, manifest: Manifest) -> dict[str, dict[int, float]
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_config_gets_the_seeds_that_its_own_scores_ask_for(tmp_path: Path, emsweep: Emsweep) -> None:
     (tmp_path / "plant.yaml").write_text(SPEC)

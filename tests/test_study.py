@@ -320,6 +320,7 @@ def test_pruning_between_seeds_uses_fewer_runs(pruner: str, folder: Folder) -> N
     assert [t.state.name.lower() for t in study.trials] == states(manifest)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pruning_within_a_run_stops_it_and_frees_its_worker(folder: Folder) -> None:
     keys = "within_run: median\n  n_startup_trials: 2\n  n_warmup_steps: 1"

@@ -77,6 +77,7 @@ def test_one_seed_is_not_taken_for_more(tmp_path: Path) -> None:
     assert "nobody knows whether it is luck" in sentences(versus(db, "demo@5", "demo@0"))[0]
 
 
+@pytest.mark.long
 def test_the_command_its_files_and_its_errors(tmp_path: Path, emsweep: Emsweep) -> None:
     made(tmp_path, RATES, 8, rising)
     said = emsweep("compare", "demo@5", "demo@0", "--out", "out", check=0)
