@@ -16,6 +16,7 @@ from sweeps.handout import FRUITLESS_ROUNDS
 from sweeps.manifest import Manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob, View
+from sweeps.resources import Resources
 from sweeps.site import Site
 from sweeps.spec import Spec
 from sweeps.submit import Links, PlannedJob, local_slots, on_this_machine, run_records, submit
@@ -47,14 +48,7 @@ class Feed:
     """When to submit again, after Slurm took fewer jobs than there are to be (seconds on the monotonic clock)."""
 
     def __post_init__(self) -> None:
-        rule = self.spec.rules[-1]
-        self.rule = on_this_machine(rule, self.spec.execution) if self.launcher.name == "local" else rule
-        wanted = self.spec.search.workers if self.spec.search else None
-        if self.launcher.name == "local":  # one job has the whole machine
-            self.workers = self.slots = wanted or local_slots(self.rule)
-        else:
-            self.workers = wanted or ON_A_CLUSTER
-            self.slots = min(self.rule.slots_per_job, self.workers)
+        self.rule, self.workers, self.slots = workers_of(self.spec, self.launcher.name)
 
     def jobs(self, view: View) -> list[SubmittedJob]:
         """The living jobs that may be fed: on Slurm also those of an earlier controller, which live on without one."""
@@ -145,6 +139,17 @@ class Feed:
         waiting = [j.id for j in self.jobs(view) if j.name not in started and j.id]
         if self.launcher.name != "local" and waiting:
             self.launcher.cancel(waiting)
+
+
+def workers_of(spec: Spec, launcher: str) -> tuple[Resources, int, int]:
+    """(what a run gets, how many are under way at a time, how many of them in one job)."""
+    rule, wanted = spec.rules[-1], spec.search.workers if spec.search else None
+    if launcher == "local":  # one job has the whole machine
+        rule = on_this_machine(rule, spec.execution)
+        workers = wanted or local_slots(rule)
+        return rule, workers, workers
+    workers = wanted or ON_A_CLUSTER
+    return rule, workers, min(rule.slots_per_job, workers)
 
 
 def _usual_seconds(tries: Sequence[JobTry]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -16,19 +17,17 @@ PLAIN_EVERY = 15.0
 """Seconds between plain lines where there is no terminal."""
 
 
-class watching:  # noqa: N801 (reads as a statement)
-    """Context whose `update(view)` shows done, rate, time left, failed and diverged."""
+class live_line:  # noqa: N801 (reads as a statement)
+    """Context whose `tell` shows a line that changes: in place on a terminal, elsewhere anew every so often."""
 
-    def __init__(self, console: Console, sweep: str) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.sweep = sweep
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.began = time.monotonic()
-        self.first: int | None = None
         self.said_at = 0.0
         self.said = ""
 
-    def __enter__(self) -> watching:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -37,13 +36,25 @@ class watching:  # noqa: N801 (reads as a statement)
         if self.live:
             self.live.stop()
 
-    def update(self, view: View) -> None:
-        line = self._line(view)
+    def tell(self, line: str, last: bool = False) -> None:
+        """Show it; where there is no terminal only if it is news, and either time has passed or it is the `last`."""
         if self.live:
             self.live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif line != self.said and (time.monotonic() - self.said_at >= PLAIN_EVERY or not view.live):
+        elif line != self.said and (last or time.monotonic() - self.said_at >= PLAIN_EVERY):
             self.console.print(line, highlight=False, soft_wrap=True)
             self.said, self.said_at = line, time.monotonic()
+
+
+class watching(live_line):  # noqa: N801 (reads as a statement)
+    """Its `update(view)` shows done, rate, time left, failed and diverged."""
+
+    def __init__(self, console: Console, sweep: str) -> None:
+        super().__init__(console)
+        self.sweep = sweep
+        self.first: int | None = None
+
+    def update(self, view: View) -> None:
+        self.tell(self._line(view), last=not view.live)
 
     def _line(self, view: View) -> str:
         wanted = len(view.states) - view.count(RunStatus.EXCLUDED)
@@ -60,32 +71,17 @@ class watching:  # noqa: N801 (reads as a statement)
         return f"{self.sweep}: " + " · ".join(parts)
 
 
-class counting:  # noqa: N801 (reads as a statement)
-    """Context whose `update(done, of)` shows how many runs are in MLflow, and the time left."""
+class counting(live_line):  # noqa: N801 (reads as a statement)
+    """Its `update(done, of)` shows how many runs are in MLflow, and the time left."""
 
     def __init__(self, console: Console, sweep: str) -> None:
-        self.console, self.sweep = console, sweep
-        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self.began = self.said = time.monotonic()
+        super().__init__(console)
+        self.sweep = sweep
+        self.said_at = self.began  # what takes seconds needs no line
         self.first: int | None = None
 
-    def __enter__(self) -> counting:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
     def update(self, done: int, of: int) -> None:
-        now = time.monotonic()
         self.first = done if self.first is None else self.first
-        rate = (done - self.first) / max(now - self.began, 1e-9)
+        rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
         left = f" · {(of - done) / rate:.0f} s left" if rate and done < of else ""
-        line = f"{self.sweep}: {done:,}/{of:,} runs in MLflow{left}"
-        if self.live:
-            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif now - self.said >= PLAIN_EVERY:
-            self.console.print(line, soft_wrap=True)
-            self.said = now
+        self.tell(f"{self.sweep}: {done:,}/{of:,} runs in MLflow{left}")

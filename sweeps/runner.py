@@ -132,17 +132,26 @@ def _prepare(
     """Plan, say in one line what will happen, and ask where it is much."""
     plan = make_plan(spec, expansion, root, launcher, retrain, why)
     if plan.to_train or plan.to_evaluate:
-        trained = [c.training for c in expansion.configs if c.training.loads_model]
-        for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
-            check_available(name, revision, runs_offline(site, launcher))
+        check_models(expansion, site, launcher)
     console.print(first_line(plan), soft_wrap=True)
     hours = plan.most_device_hours or plan.device_hours
     if plan.to_train and not yes and (hours is None or hours[1] > ASK_ABOVE):
-        much = "an unknown number of device-hours" if hours is None else f"about {hours[1]:.1f} device-hours"
-        if not sys.stdin.isatty():
-            raise UserError(f"this takes {much}; say -y to start it without being asked")
-        if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
-            raise UserError("not started")
+        agree("an unknown number of device-hours" if hours is None else f"about {hours[1]:.1f} device-hours")
+
+
+def check_models(expansion: Expansion, site: Site, launcher: str) -> None:
+    """Raises `UserError` where a model is not where the jobs will look for it."""
+    trained = [c.training for c in expansion.configs if c.training.loads_model]
+    for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
+        check_available(name, revision, runs_offline(site, launcher))
+
+
+def agree(much: str) -> None:
+    """Ask whether to start what takes so much. Raises `UserError` where nobody says yes."""
+    if not sys.stdin.isatty():
+        raise UserError(f"this takes {much}; say -y to start it without being asked")
+    if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("not started")
 
 
 def first_line(plan: Plan) -> str:

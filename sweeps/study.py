@@ -22,7 +22,7 @@ from em_core.lock import locked
 from sweeps.budget import devices, used_hours
 from sweeps.confirm import UNFINISHED, expansion_of, fresh_seeds
 from sweeps.expand import Config, Expansion, Wanted
-from sweeps.feeding import Feed
+from sweeps.feeding import ACTIVE, Feed
 from sweeps.handout import refuse_halted
 from sweeps.judging import Judge, Verdict
 from sweeps.leading import lead, refuse_other
@@ -56,12 +56,13 @@ class Study:
         self.observer = Observer(sweep)
         self.feed = Feed(spec, sweep, site, self.observer.launchers[launcher], self.observer)
         self.every = site.poll_seconds
-        check_same(read_manifest(sweep), self._record(), sweep.sweep)
+        before = read_manifest(sweep)
+        record = self._record(before)
+        check_same(before, record, sweep.sweep)
         with self._locked():
             self.mark = lead(sweep)
             asked = Expansion(sweep.sweep, (), (), expansion.evaluations, prompt_sets=expansion.prompt_sets)
             self.manifest = extend(sweep, asked, STUDY, spec_fields(spec))
-            record = self._record()
             if {k: v for k, v in self.manifest.study.items() if k not in ("kind", "t")} != record:
                 self._write("study", {**record, "t": time.time()})
         self._size = sweep.manifest.stat().st_size
@@ -166,8 +167,7 @@ class Study:
         """A trial that is over early needs its other seeds no more."""
         needed = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
         rest = {run_id(config.config_id, s) for s in range(self.search.seeds_per_trial)} - needed
-        active = (RunStatus.QUEUED, RunStatus.RUNNING)
-        self._stop([r for r in sorted(rest) if view.states.get(r) in active], f"trial {number} was over: {found.why}", view)
+        self._stop([r for r in sorted(rest) if view.states.get(r) in ACTIVE], f"trial {number} was over: {found.why}", view)
 
     def _stop(self, runs: Sequence[str], reason: str, view: View) -> None:
         """Have runs stopped, and never done again: they are marked before anybody acts on it."""
@@ -297,9 +297,8 @@ class Study:
 
     # -- records ----------------------------------------------------------------------------------------------------
 
-    def _record(self) -> dict[str, Any]:
-        s = self.search
-        began = read_manifest(self.sweep).study.get("began", time.time()) if self.sweep.manifest.is_file() else time.time()
+    def _record(self, before: Manifest) -> dict[str, Any]:
+        s, began = self.search, before.study.get("began", time.time())
         said = {k: getattr(s, k) for k in ("sampler", "pruner", "seeds_per_trial", "n_trials")}
         objectives = [o.model_dump() for o in s.objectives]
         return {"objectives": objectives, "space": self.space.as_json(), "within": s.within_run, "began": began, **said}

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
-from em_core.errors import Fault, UserError
+from em_core.errors import Fault
 from em_core.journal import RunStatus, SweepDir
 from em_core.lock import locked
-from em_core.models import check_available
 from sweeps.budget import devices
-from sweeps.feeding import ON_A_CLUSTER
+from sweeps.feeding import workers_of
 from sweeps.leading import refuse_job
 from sweeps.manifest import CONFIRM, Manifest, read_manifest
 from sweeps.observe import Observer
-from sweeps.progress import PLAIN_EVERY
+from sweeps.progress import PLAIN_EVERY, live_line
 from sweeps.reconcile import View
-from sweeps.runner import ASK_ABOVE, Result, let_end, refuse_faults, terminable
-from sweeps.site import Site, runs_offline
+from sweeps.runner import ASK_ABOVE, Result, agree, check_models, let_end, refuse_faults, terminable
+from sweeps.site import Site
 from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
-from sweeps.submit import expected_seconds, local_slots, on_this_machine
+from sweeps.submit import expected_seconds
 
 if TYPE_CHECKING:
     from sweeps.study import Study
@@ -123,11 +119,9 @@ def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     prices = expected_seconds(sweep, configs, spec, launcher, expansion.evaluations)
     known = [s.middle for c, s in prices.items() if c in configs]
     seconds = sum(known) / len(known) if known and len(known) == len(configs) else None
-    rule = on_this_machine(spec.rules[-1], spec.execution) if launcher == "local" else spec.rules[-1]
-    workers = search.workers or (local_slots(rule) if launcher == "local" else ON_A_CLUSTER)
+    rule, workers, slots = workers_of(spec, launcher)
     confirm = (search.confirm.top, search.confirm.seeds)
     told = len(read_manifest(sweep).told)
-    slots = workers if launcher == "local" else min(rule.slots_per_job, workers)
     each = devices(rule.gpus_per_run, spec.execution.num_machines)
     return StudyPlan(
         spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, slots, seconds, each,
@@ -156,17 +150,11 @@ def carry_out(spec: Spec, root: Path, db: Path, launcher: str, site: Site, conso
 
 def ask(plan: StudyPlan, spec: Spec, launcher: str, site: Site, console: Console, yes: bool) -> None:
     """Say in one line what a study will do, and ask where it is much. Raises `UserError` where nobody agrees."""
-    trained = [c.training for c in study_expansion(space_of(spec)).configs if c.training.loads_model]
-    for name, revision in {(t.model_name_or_path, t.model_revision) for t in trained}:
-        check_available(name, revision, runs_offline(site, launcher))
+    check_models(study_expansion(space_of(spec)), site, launcher)
     console.print(plan.text(), soft_wrap=True)
     hours = spec.max_device_hours or plan.device_hours
     if not yes and (hours is None or hours > ASK_ABOVE) and plan.told < (plan.trials or plan.told + 1):
-        much = "an unknown number of device-hours" if hours is None else f"up to {hours:.1f} device-hours"
-        if not sys.stdin.isatty():
-            raise UserError(f"this takes {much}; say -y to start it without being asked")
-        if input(f"This takes {much}. Start? [y/N] ").strip().lower() not in ("y", "yes"):
-            raise UserError("not started")
+        agree("an unknown number of device-hours" if hours is None else f"up to {hours:.1f} device-hours")
 
 
 def known_points(spec: Spec, root: Path, db: Path) -> dict[str, list[dict[str, Any]]]:
@@ -214,33 +202,18 @@ def interrupted(study: Study) -> str:
     return f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues."
 
 
-class Progress:
-    """Context whose `update` shows trials, the best so far and the rate: one live line on a terminal, plain lines elsewhere."""
+class Progress(live_line):
+    """Its `update` shows trials, runs and their rate."""
 
     def __init__(self, console: Console, name: str, n_trials: int | None) -> None:
-        self.console, self.name, self.n_trials = console, name, n_trials
-        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self.began, self.first, self.said_at, self.said = time.monotonic(), -1, 0.0, ""
-
-    def __enter__(self) -> None:
-        if self.live:
-            self.live.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
+        super().__init__(console)
+        self.name, self.n_trials, self.first = name, n_trials, -1
 
     def update(self, view: View, manifest: Manifest) -> None:
         if self.first < 0:
             self.first = view.done
-        if not self.live and time.monotonic() - self.said_at < PLAIN_EVERY:
-            return
-        line = self._line(view, manifest)
-        if self.live:
-            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif line != self.said:
-            self.console.print(line, highlight=False, soft_wrap=True)
-            self.said, self.said_at = line, time.monotonic()
+        if self.live or time.monotonic() - self.said_at >= PLAIN_EVERY:  # ten times a second the line is not worth its making
+            self.tell(self._line(view, manifest))
 
     def _line(self, view: View, manifest: Manifest) -> str:
         of = "" if self.n_trials is None else f"/{self.n_trials:,}"
