@@ -15,7 +15,6 @@ two nodes share this machine's cores, a dead node is noticed in seconds, and eve
 from __future__ import annotations
 
 import os
-import random
 import shlex
 import shutil
 import signal
@@ -26,6 +25,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from tests.ports import free_port
 
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld")
@@ -75,9 +76,8 @@ class SlurmCluster:
         if not detached:
             # A process of its own, which cleans up when the pipe closes, outlives even `kill -9` of this one. PR_SET_PDEATHSIG
             # would not do: it follows the thread that started the daemon, and it spares slurmstepd and the jobs.
-            self._guard = subprocess.Popen(
-                [sys.executable, __file__, "guard", str(self.dir)], stdin=subprocess.PIPE, start_new_session=True
-            )
+            guard, here = [sys.executable, "-m", "tests.cluster", "guard", str(self.dir)], Path(__file__).parents[1]
+            self._guard = subprocess.Popen(guard, cwd=here, stdin=subprocess.PIPE, start_new_session=True)
         try:
             self._configure()
             self.start("munged")
@@ -265,7 +265,8 @@ class SlurmCluster:
         (self.dir / "munge.key").touch(mode=0o600)
         (self.dir / "munge.key").write_bytes(os.urandom(128))
         host = socket.gethostname().split(".")[0]
-        values = {"dir": self.dir, "host": host, "bind": "", "cpus": self.cpus, **_free_ports()}
+        values = {"dir": self.dir, "host": host, "bind": "", "cpus": self.cpus}
+        values |= {f"port_{name}": free_port() for name in ("ctld", "dbd", "n1", "n2")}
         values["storage"] = "slurmdbd" if self.accounting else "none"
         values["settings"] = "\n".join(f"{name}={value}" for name, value in self.settings.items())
         with suppress(OSError):  # these bind to the address of the machine's name: of use only where that is the loopback
@@ -307,18 +308,6 @@ def _kill(pids: set[int]) -> None:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, sig)
-
-
-def _free_ports() -> dict[str, int]:
-    """Ports below the range the kernel hands out, so that no passing connection takes one while its daemon is down."""
-    ports: dict[str, int] = {}
-    for name in ("port_ctld", "port_dbd", "port_n1", "port_n2"):
-        while name not in ports:
-            port = random.SystemRandom().randint(20000, 32000)
-            with suppress(OSError), socket.socket() as probe:
-                probe.bind(("127.0.0.1", port))
-                ports[name] = port
-    return ports
 
 
 def main(command: str, folder: str) -> None:

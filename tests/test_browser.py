@@ -13,6 +13,7 @@ import pytest
 from analysis.collect import collect
 from analysis.report import build_report
 from tests.journals import Sweep
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),  # one browser for all of them
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium chromium-driver)"),
 ]
 
@@ -42,7 +44,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", f"user-data-dir={profile}"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options=options, service=ChromeService(DRIVER))
+    driver = Chrome(options=options, service=ChromeService(DRIVER, port=free_port()))
     yield driver
     driver.quit()
 

@@ -24,6 +24,7 @@ from em_core.journal import SweepDir
 from sweeps import cli
 from sweeps.importing import param_name, typed
 from tests.journals import Sweep
+from tests.ports import free_port
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 WIDE = """lr,width,seed,acc,loss
@@ -437,9 +438,7 @@ def test_mistakes_with_mlflow_in_one_line(here: Path, database: Path, capsys: py
 def test_from_a_server(here: Path, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same runs from a tracking server as from its database; a server that is gone is one line."""
     shutil.copy(database, here / "served.db")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     serve = [
         "-m",
