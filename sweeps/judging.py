@@ -6,8 +6,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from optuna.trial import FrozenTrial
+
 from analysis.stats.objective import seed_values
-from analysis.stats.racing import worse
+from analysis.stats.racing import behind
 from em_core.config import run_id
 from em_core.errors import Fault
 from em_core.journal import RunStatus, SweepDir
@@ -38,12 +40,22 @@ class Judge:
         self.search, self.sweep, self.measures = search, sweep, measures
         self.observer, self.trials = observer, trials
         self.curves = {sweep.sweep: Curves(sweep, measures)}
-        self._seen: dict[int, Sequence[RunStatus | None]] = {}
+        self.standing: dict[int, float] = {}
+        """Of each trial that was judged, the mean over its first seeds; higher is better. With several objectives: of none."""
+        self._seen: dict[int, tuple[Sequence[RunStatus | None], int | None]] = {}
+        self._ranked: tuple[int, list[FrozenTrial]] = (-1, [])
+        self._known: dict[int, list[float]] = {}
 
     @property
     def here(self) -> Curves:
         """The curves of this sweep's own runs."""
         return self.curves[self.sweep.sweep]
+
+    @property
+    def best(self) -> int | None:
+        """The trial that the others are held against: of those with all their seeds the best."""
+        finished = self._finished()
+        return finished[0].number if finished else None
 
     def verdict(self, number: int, config: Config, manifest: Manifest, view: View, revived: Collection[str]) -> Verdict | None:
         """What is to be told of an open trial; None while it goes on. Raises `Fault` where no run tells the metric.
@@ -53,9 +65,9 @@ class Judge:
         seeds = range(self.search.seeds_per_trial)
         runs = [run_id(config.config_id, s) for s in seeds]
         states = [view.states.get(r) for r in runs]
-        if self._seen.get(number) == states:  # then nothing was added by which to judge
+        if self._seen.get(number) == (states, self.best):  # then nothing was added by which to judge
             return None
-        self._seen[number] = states
+        self._seen[number] = states, self.best
         done = [s for s in seeds if states[s] is RunStatus.COMPLETED]
         lost = []
         for seed, run in enumerate(runs):
@@ -69,7 +81,7 @@ class Judge:
         if self.search.pruner == "none" or not first or len(first) < len(done):
             return None
         values = list(self._values(config, first, view)[0].values())
-        if not all(map(math.isfinite, values)) or not self._is_worse(number, values, manifest, view):
+        if not all(map(math.isfinite, values)) or not self._is_behind(number, values, manifest, view):
             return None
         return Verdict(Told.PRUNED, [sum(values) / len(values)], len(values), f"behind the best after {len(values)} seeds")
 
@@ -98,17 +110,32 @@ class Judge:
             self.trials.report(number, list(found[0].values()))
         return Verdict(Told.COMPLETE, means, len(seeds))
 
-    def _is_worse(self, number: int, values: Sequence[float], manifest: Manifest, view: View) -> bool:
-        """What the rule between seeds says of a trial with these values of its first seeds."""
+    def _is_behind(self, number: int, values: Sequence[float], manifest: Manifest, view: View) -> bool:
+        """What the rule between seeds says of a trial with these values of its first seeds.
+
+        Whoever is ahead of the best goes on, whatever the rule says: what is told of a pruned trial is its mean so far.
+        """
         self.trials.report(number, values)
+        sign = 1 if self.search.objectives[0].direction == "maximize" else -1
+        mine = [sign * v for v in values]
+        self.standing[number] = sum(mine) / len(mine)
+        seeds = range(self.search.seeds_per_trial)
+        finished = self._finished()
+        for n in {t.number for t in finished} - self._known.keys():
+            config = manifest.configs[manifest.trials[n]["config_id"]]
+            self._known[n] = [sign * v for v in self._values(config, seeds, view)[0].values()]
+        known = [self._known[t.number] for t in finished]
+        if not known or self.standing[number] >= sum(known[0]) / len(seeds):
+            return False
         if self.search.pruner == "wilcoxon":
             return self.trials.should_prune(number)
-        sign = 1 if self.search.objectives[0].direction == "maximize" else -1
-        seeds = range(self.search.seeds_per_trial)
-        finished = best_first(self.trials.finished(), self.search)
-        configs = [manifest.configs[manifest.trials[t.number]["config_id"]] for t in finished]
-        known = [[sign * v for v in self._values(c, seeds, view)[0].values()] for c in configs]
-        return bool(known) and worse([sign * v for v in values], known[0], known, len(seeds))
+        return behind(mine, known[0], known, len(seeds))
+
+    def _finished(self) -> list[FrozenTrial]:
+        """The trials with all their seeds, the best first; put in order once for each that is told."""
+        if self._ranked[0] != self.trials.told:
+            self._ranked = self.trials.told, best_first(self.trials.finished(), self.search)
+        return self._ranked[1]
 
     def _values(self, config: Config, seeds: Sequence[int], view: View) -> list[dict[int, float]]:
         """By objective, the value of each of these seeds, all of them done."""

@@ -67,7 +67,11 @@ class Search(Strict):
     )
     sampler: Literal["tpe", "random", "qmc"] = Field("tpe", description="Who proposes trials.")
     seed: int = Field(0, ge=0, description="Seed of the sampler (any number).")
-    n_startup_trials: int = Field(10, ge=1, description="Trials of tpe, and of pruning within a run, before it uses what it saw.")
+    n_startup_trials: int = Field(
+        10,
+        ge=1,
+        description="Trials before tpe, and pruning within a run, use what they saw; racing tries so many with one seed first.",
+    )
     seeds_per_trial: int = Field(4, ge=1, le=1000, description="Seeds that judge a trial: 0, 1, ... for every one (count).")
     pruner: Literal["none", "wilcoxon", "racing"] = Field(
         "none", description="Between seeds: which rule gives a trial up before it has had all of them."

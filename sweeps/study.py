@@ -11,8 +11,9 @@ Each step is written before the next depends on it, so the process may die at an
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from em_core.config import run_id
@@ -153,10 +154,13 @@ class Study:
 
     def _judge_open(self, view: View) -> None:
         """Tell the trials that are over, or given up."""
+        before = self.judge.best
         for number, config in list(self.open.items()):
             if (found := self.judge.verdict(number, config, self.manifest, view, self.revived)) is not None:
                 self._tell(number, found)
                 self._stop_rest(number, config, found, view)
+        if self.judge.best != before:  # others may be behind the new one
+            self._judge_open(view)
 
     def _tell(self, number: int, found: Verdict) -> None:
         self.trials.tell(number, found.told, found.values, found.seeds, found.why)
@@ -181,20 +185,27 @@ class Study:
     def _hand_out(self, view: View) -> bool:
         """Give workers what they have room for: runs that were lost, further seeds, new trials, at the end fresh seeds.
 
+        Racing needs a best trial to hold others against. Until there is one, the first trials get one seed each, and then the
+        one that leads its others: the bad ones among the first cost a run and not all their seeds.
+
         Returns whether there is nothing left, neither to do nor under way.
         """
         room = self.feed.room(view)
         free = sum(room.values())
         given: list[str] = []
-        more: list[Wanted] = []
-        for config in self.open.values():
+        first: list[Wanted] = []
+        then: list[Wanted] = []
+        leading = self._leading()
+        for number, config in sorted(self.open.items(), key=lambda o: (-self.judge.standing.get(o[0], -math.inf), o[0])):
             lost, wanted = self._next_of(config, view)
             given += lost[: free - len(given)]
-            more += wanted[: max(0, free - len(given) - len(more))]
-        while len(given) + len(more) < free and self._may_ask(view):
-            number, origin, point = self.trials.ask()
-            if (new := self._begin(number, origin, point)) is not None:
-                more += self._next_of(new, view)[1][: free - len(given) - len(more)]
+            has_none = number not in self.judge.standing
+            (first if leading in (None, number) or has_none else then).extend(wanted)
+        free -= len(given)
+        more = self._asked(free, view, self._screening)
+        more += first[: free - len(more)]
+        more += self._asked(free - len(more), view)
+        more += then[: free - len(more)]
         self._write_begun()
         asking = self._may_ask(view)
         if not self.open and not asking:
@@ -219,6 +230,26 @@ class Study:
             searching = per_trial * (len(self.open) + (self.feed.workers if asking else 0))
             self.feed.ensure(self.manifest, view, searching or len(undone))
         return not left
+
+    def _asked(self, free: int, view: View, wanted: Callable[[], bool] = lambda: True) -> list[Wanted]:
+        """First seeds of new trials for so many workers, as the budget allows."""
+        more: list[Wanted] = []
+        while len(more) < free and wanted() and self._may_ask(view):
+            number, origin, point = self.trials.ask()
+            if (new := self._begin(number, origin, point)) is not None:
+                more += self._next_of(new, view)[1][: free - len(more)]
+        return more
+
+    def _screening(self) -> bool:
+        return self._has_no_best() and len(self.manifest.trials) < self.search.n_startup_trials
+
+    def _leading(self) -> int | None:
+        """The open trial that gets further seeds before others do; None where all that are open may have them."""
+        known = [n for n in self.open if n in self.judge.standing]
+        return max(known, key=lambda n: self.judge.standing[n]) if known and self._has_no_best() else None
+
+    def _has_no_best(self) -> bool:
+        return self.search.pruner == "racing" and self.judge.best is None
 
     def _next_of(self, config: Config, view: View) -> tuple[list[str], list[Wanted]]:
         """(runs of a trial that were wanted and are in no living job, seeds that it may have next)."""

@@ -45,6 +45,8 @@ class Trials:
     def __init__(self, path: Path, name: str, search: Search, space: Space) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.space = search, space
+        self.told = 0
+        """How many trials this process told."""
         path = path.resolve()  # Optuna follows the link that is its lock, and a relative one leads nowhere
         with Appender(path):
             pass  # cuts the line that a killed process left half-written: with another behind it nobody could read the file
@@ -103,9 +105,9 @@ class Trials:
     def tell(self, number: int, told: Told, values: Sequence[float] | None, seeds: int, why: str) -> None:
         """End a trial. A trial that is told already stays as it is: the word for it was lost, not the telling.
 
-        A trial that a rule between seeds gave up is pruned and yet has `values`, the mean of the seeds that it got; of itself
-        Optuna would take the last report for its value, which is one seed's. It is not told as complete: a mean over the
-        first seeds alone, which may be easy ones, would pass for the best.
+        A trial that a rule between seeds gave up is complete for Optuna, with the mean of the seeds that it got, as Optuna's own
+        WilcoxonPruner recommends. Told as pruned it would rank behind every trial that had all its seeds, however bad, and
+        TPE would learn from the wrong ones. It never is the best: whoever is ahead of the best is not given up.
         """
         frozen = self._frozen(number)
         if frozen.state.is_finished():
@@ -114,13 +116,12 @@ class Trials:
         for key, said in {"told": str(told), "seeds": seeds, "why": why}.items():
             trial.set_user_attr(key, said)
         with _quiet():
-            if told is Told.COMPLETE:
-                self.study.tell(number, list(values or ()))
-            elif told is Told.PRUNED and values:
-                self.storage.set_trial_state_values(frozen._trial_id, TrialState.PRUNED, list(values))
+            if values:
+                self.study.tell(number, list(values))
             else:
                 self.study.tell(number, state=TrialState.FAIL if told is Told.FAILED else TrialState.PRUNED)
         self.file.sync()
+        self.told += 1
 
     def _propose(self, trial: Trial) -> tuple[int, str, dict[str, Any]]:
         point = self.space.point(lambda d: self._suggest(d, trial))

@@ -40,7 +40,7 @@ REST = {"resources": {"cpus_per_run": 1, "timeout_min": 60}, "execution": {"per_
 
 @dataclass(frozen=True)
 class Strategy:
-    """`trials` are as many as 128 runs can be; pruning leaves some for more of them. `startup`: trials before TPE models."""
+    """`trials` are as many as 128 runs can be; pruning leaves some for more of them."""
 
     name: str
     words: str
@@ -48,12 +48,11 @@ class Strategy:
     seeds: int
     pruner: str
     trials: int
-    startup: int = 10
 
 
 STRATEGIES = (
-    Strategy("tpe4-racing", "TPE, 4 seeds, racing", "tpe", 4, "racing", 62),
-    Strategy("tpe4-racing-5", "the same, 5 startup trials", "tpe", 4, "racing", 62, 5),
+    Strategy("tpe4-racing", "TPE, 4 seeds, racing", "tpe", 4, "racing", 110),
+    Strategy("tpe2-racing", "TPE, 2 seeds, racing", "tpe", 2, "racing", 120),
     Strategy("tpe4", "TPE, 4 seeds", "tpe", 4, "none", 32),
     Strategy("random4", "random, 4 seeds", "random", 4, "none", 32),
     Strategy("tpe1", "TPE, 1 seed", "tpe", 1, "none", 128),
@@ -78,7 +77,6 @@ def main() -> None:
 
 def study(s: Strategy, repetition: int) -> dict[str, object]:
     search = {"space": SPACE, "sampler": s.sampler, "seed": repetition, "seeds_per_trial": s.seeds, "pruner": s.pruner}
-    search["n_startup_trials"] = s.startup
     name = f"{s.name}-{repetition}"
     return {
         "name": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -317,7 +318,27 @@ def test_pruning_between_seeds_uses_fewer_runs(pruner: str, folder: Folder) -> N
             assert r["why"] == f"behind the best after {r['seeds']} seeds"
     study = folder.optuna()
     assert study.best_value == max(r["values"][0] for r in manifest.told.values() if r["state"] == "complete")
-    assert [t.state.name.lower() for t in study.trials] == states(manifest)
+    assert {t.state.name for t in study.trials} == {"COMPLETE"}, "a trial given up between seeds tells what it has"
+    assert [t.user_attrs["told"] for t in study.trials] == states(manifest)
+    best = -math.inf
+    for r in sorted(manifest.told.values(), key=lambda r: r["t"]):
+        if r["state"] == "complete":
+            best = max(best, r["values"][0])
+        else:
+            assert r["values"][0] < best, "whoever is ahead goes on"
+
+
+@pytest.mark.slow
+def test_racing_tries_the_first_trials_with_one_seed_each(folder: Folder) -> None:
+    """Then the one that leads the others gets its seeds, and they are held against it."""
+    folder.study(folder.write(keys="pruner: racing\n  n_startup_trials: 5", seeds=4, trials=5))
+    manifest = folder.manifest()
+    runs = list(manifest.runs.values())
+    assert [r.seed for r in runs[:5]] == [0] * 5
+    assert 0 not in {r.seed for r in runs[5:]}
+    told = sorted(manifest.told.values(), key=lambda r: r["t"])
+    first = next(r for r in told if r["values"])
+    assert first["state"] == "complete", "nothing is pruned before there is a best"
 
 
 @pytest.mark.long
