@@ -51,10 +51,10 @@ CREATE TABLE studies (        -- one row per sweep that is a study: its configs 
 CREATE TABLE trials (         -- one row per trial of a study: a config, judged over several seeds
     sweep     VARCHAR NOT NULL,
     number    BIGINT NOT NULL,
-    config_id VARCHAR,        -- of several trials, where the same point was asked for again; NULL: its values cannot go together
+    config_id VARCHAR,        -- of several trials, where the same point was asked for again; NULL: it could not be run (see `why`)
     origin    VARCHAR,        -- sampled | enqueued
     params    JSON,           -- searched field -> value; those that it does not have are absent
-    state     VARCHAR NOT NULL, -- running | complete | pruned | diverged | failed
+    state     VARCHAR NOT NULL, -- running | complete | pruned | diverged | failed | excluded
     value     DOUBLE,         -- by the first objective: mean over its seeds (of one pruned between seeds: over those that it got)
     "values"  DOUBLE[],       -- by each objective
     seeds     BIGINT,         -- how many were done

@@ -107,9 +107,8 @@ def _others(study: Study) -> str:
     """How the trials ended that are not complete, and what pruning saved."""
     t = study.trials
     full = study.about["seeds_per_trial"] or 0
-    count = {
-        state: t.filter(pl.col("state") == state).height for state in ("running", "complete", "pruned", "diverged", "failed")
-    }
+    states = ("running", "complete", "pruned", "diverged", "failed", "excluded")
+    count = {state: t.filter(pl.col("state") == state).height for state in states}
     n_other = t.height - study.complete.height
     if not t.height:
         return "No trial has been asked for yet."
@@ -123,7 +122,7 @@ def _others(study: Study) -> str:
         parts.append(
             f"{count['pruned']:,} {_was(count['pruned'])} pruned, after {pruned['runs'].sum():,} of {full * pruned.height:,} runs"
         )
-    parts += [f"{count[state]:,} {state}" for state in ("diverged", "failed") if count[state]]
+    parts += [f"{count[state]:,} {state}" for state in ("diverged", "failed", "excluded") if count[state]]
     short = count["complete"] - study.complete.height
     parts += [f"{short:,} ended without some of {'its' if short == 1 else 'their'} seeds"] if short else []
     parts += [f"{count['running']:,} {'is' if count['running'] == 1 else 'are'} not finished"] if count["running"] else []

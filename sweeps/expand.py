@@ -131,6 +131,15 @@ def finders(spec: Spec) -> Finders:
     return _memo(lambda raw: resolve_prompt(raw, spec.document.path.parent)), _memo(lambda pair: _model(*pair))
 
 
+def excluded_by(spec: Spec, fields: Fields) -> dict[str, Any] | None:
+    """The first rule of `exclude` that takes out a point of a study. Raises `UserError` where its fields are wrong."""
+    try:
+        _, fields = _resolved(spec, None, fields)
+    except SpecError as mistake:
+        raise spec.document.error(mistake) from None
+    return next((rule for rule in spec.exclude if matches(rule, fields)), None)
+
+
 def point_config(spec: Spec, fields: Fields, find: Finders) -> Config:
     """The config of one point of a study. Raises `UserError` where it cannot be trained."""
     try:

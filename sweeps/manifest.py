@@ -62,6 +62,11 @@ class Manifest:
         """What the newest spec wants measured."""
         return [(i, self.evaluations[i], steps) for i, steps in self.measured if i in self.evaluations]
 
+    @property
+    def excluded_trials(self) -> int:
+        """Points that a study's sampler proposed and its spec excludes: they have no run, and use up no budget."""
+        return sum(r["state"] == "excluded" for r in self.told.values())
+
     def take(self, r: Mapping[str, Any]) -> None:
         """Take in one record."""
         match r["kind"]:

@@ -12,7 +12,7 @@ from sweeps.yamlfile import SpecError
 SEEDS = "seeds_per_trial"
 FREE = ("n_trials", "timeout_min", "workers", "confirm.top", "confirm.seeds")
 """Keys that `--set search.KEY` may change without making another study of it: they say how far it goes, not what it searches."""
-ALONE = ("axes", "zip", "arms", "random", "stages", "exclude", "repeats")
+ALONE = ("axes", "zip", "arms", "random", "stages", "repeats")
 """Keys of a spec that list configs or runs. A study asks for its own."""
 
 

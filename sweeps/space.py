@@ -14,14 +14,14 @@ from em_core.config import PARAMS, TrainingConfig, canonical
 from em_core.prompts import Prompt
 from sweeps.axes import checked
 from sweeps.complaints import said_as, unknown
-from sweeps.expand import Config, Expansion, Fields, Finders, finders, point_config
+from sweeps.expand import Config, Expansion, Fields, Finders, excluded_by, finders, point_config
 from sweeps.measurements import evaluations_of
 from sweeps.objectives import check_objectives
 from sweeps.own import is_field
 from sweeps.search import Dimension
 from sweeps.sources import refuse_unread
 from sweeps.spec import Spec, check_rule, matches, unknown_field
-from sweeps.yamlfile import SpecError
+from sweeps.yamlfile import Path_, SpecError
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -113,6 +113,10 @@ class Space:
         """The config of a point. Raises `UserError` where its values cannot go together."""
         return point_config(self.spec, {**self._fixed, **point}, self._find)
 
+    def excluded(self, point: Mapping[str, Any]) -> str:
+        """The rule of the spec that takes a point out of the space, in words; empty: none does."""
+        return _condition(excluded_by(self.spec, {**self._fixed, **point}) or {})
+
     def parameters(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What Optuna is to be told of given values; those that the space does not hold are left to the sampler."""
         return {d.name: d.parameter(said[d.name]) for d in self.dimensions if d.name in said and d.holds(said[d.name])}
@@ -197,11 +201,12 @@ def _space(spec: Spec) -> Space:
             if said == []:
                 raise SpecError(path, "no choices: no trial has a value")
             dimension = _dimension(name, said if isinstance(said, Dimension) else Dimension(choices=said), path, spec, earlier)
-            _refuse_never(dimension, spec, found, path)
+            _refuse_never(dimension.when, (*path, "when"), spec, found)
             found.append(dimension)
     if not found:
         raise SpecError(("search", "space"), "nothing is left to search: every field is set on the command line")
     space = Space(spec, tuple(found))
+    _check_exclude(spec, found)
     for i, point in enumerate(spec.search.enqueue):
         for name, value in point.items():
             here = ("search", "enqueue", i, name)
@@ -212,6 +217,10 @@ def _space(spec: Spec) -> Space:
                 raise SpecError(here, f"{said_as(value)} is not in the space")
             if of is not None and of.when.keys() <= point.keys() and not matches(of.when, point):
                 raise SpecError(here, f"is searched only where {_condition(of.when)}")
+        given = {k: v for k, v in (spec.base | point).items() if k not in spec.overrides}
+        for rule in spec.exclude:
+            if rule.keys() <= given.keys() and matches(rule, given):
+                raise SpecError(("search", "enqueue", i), f"is a point that `exclude` takes out: {_condition(rule)}")
     return space
 
 
@@ -255,15 +264,28 @@ def _dimension(name: str, said: Dimension, path: tuple[str, ...], spec: Spec, ea
     return found
 
 
-def _refuse_never(d: Numbers | Choices, spec: Spec, earlier: Sequence[Numbers | Choices], path: tuple[str, ...]) -> None:
-    """Refuse a condition that no trial fulfils."""
-    for field, wanted in d.when.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        of = next((e for e in earlier if e.name == field), None)
-        fixed = matches({field: wanted}, spec.base | spec.overrides)
-        possible = fixed if of is None else any(of.holds(v) for v in values)
-        if not possible and field not in spec.overrides:
-            raise SpecError((*path, "when", field), f"{said_as(wanted)} is no value that {field} has here: it never holds")
+def _check_exclude(spec: Spec, dimensions: Sequence[Numbers | Choices]) -> None:
+    """Refuse a rule of `exclude` that takes nothing out of the space."""
+    for i, rule in enumerate(spec.exclude):
+        path = ("exclude", i)
+        check_rule(rule, path)
+        for d in dimensions:
+            named = [f for f in rule if spec.link.get(f, f) == d.name]
+            if named and isinstance(d, Numbers) and not (d.whole or d.step or d.low == d.high):
+                message = f"{d.name} is any number between its bounds: values can be left out of `choices`, or with a `step`"
+                raise SpecError((*path, named[0]), message)
+        _refuse_never(rule, path, spec, dimensions)
+
+
+def _refuse_never(rule: Mapping[str, Any], path: Path_, spec: Spec, dimensions: Sequence[Numbers | Choices]) -> None:
+    """Refuse a rule (of `when` or `exclude`) that no trial fulfils."""
+    for field, wanted in rule.items():
+        values, source = wanted if isinstance(wanted, list) else [wanted], spec.link.get(field, field)
+        of = next((d for d in dimensions if d.name == source), None)
+        fixed = (of is None or bool(of.when)) and matches({source: wanted}, spec.base | spec.overrides)
+        possible = fixed or (of is not None and any(of.holds(v) for v in values))
+        if not possible and not {field, source} & spec.overrides.keys():
+            raise SpecError((*path, field), f"{said_as(wanted)} is no value that {field} has here: it never holds")
 
 
 def _condition(when: Mapping[str, Any]) -> str:
@@ -273,11 +295,13 @@ def _condition(when: Mapping[str, Any]) -> str:
 def study_expansion(space: Space) -> Expansion:
     """What a study measures, before it has any run: its example configs, no runs, and its evaluations.
 
-    Raises `UserError` where a point of the space cannot be trained.
+    Raises `UserError` where a point of the space that the spec does not exclude cannot be trained.
     """
     spec = space.spec
     try:
-        points = list(space.examples())
+        points = [p for p in space.examples() if not space.excluded(p)]
+        if not points:
+            raise SpecError(("exclude",), "nothing is left to search: every point that was tried out is excluded")
         fields = [spec.base | spec.overrides | p for p in points]
         methods = {f.get("method", TrainingConfig.model_fields["method"].default) for f in fields}
         refuse_unread(spec, methods)

@@ -41,7 +41,7 @@ from sweeps.trials import Told, Trials, best_first
 FIXED = ("objectives", "seeds_per_trial")
 """Of a study's record: what its trials' values mean, and so can never change."""
 UNMAKEABLE = 20
-"""Trials in a row whose values cannot go together, after which the space is taken to be wrong."""
+"""Trials in a row that are excluded, or whose values cannot go together, after which the space is taken to be wrong."""
 LOST = (RunStatus.NEW, RunStatus.INTERRUPTED)
 
 
@@ -241,7 +241,8 @@ class Study:
         return more
 
     def _screening(self) -> bool:
-        return self._has_no_best() and len(self.manifest.trials) < self.search.n_startup_trials
+        asked = len(self.manifest.trials) - self.manifest.excluded_trials
+        return self._has_no_best() and asked < self.search.n_startup_trials
 
     def _leading(self) -> int | None:
         """The open trial that gets further seeds before others do; None where all that are open may have them."""
@@ -269,27 +270,34 @@ class Study:
         return state in LOST or (state is RunStatus.CANCELLED and run in self.revived)
 
     def _begin(self, number: int, origin: str, point: dict[str, Any]) -> Config | None:
-        """Note a trial, and have it judged from now on; `_write_begun` writes it down. None where its values cannot go together:
-        it has failed."""
+        """Note a trial, and have it judged from now on; `_write_begun` writes it down. None where it is none to be run: the spec
+        excludes it, or its values cannot go together. One that was begun is carried to its end, whatever the spec excludes now.
+        """
+        begun = self.manifest.trials.get(number, {}).get("config_id")
         try:
-            config = self.space.config(point)
-            self.unmakeable = 0
+            rule = "" if begun else self.space.excluded(point)
+            config = None if rule else self.space.config(point)
+            told, why = Told.EXCLUDED, f"excluded by the spec: {rule}"
         except UserError as mistake:
+            config, told, why = None, Told.FAILED, str(mistake)
+        if config is None:
             self.unmakeable += 1
             if self.unmakeable >= UNMAKEABLE:
-                raise Fault(f"{UNMAKEABLE} trials in a row could not be made; the last: {mistake}") from None
+                message = f"{UNMAKEABLE} trials in a row could not be made; the last: {why}"
+                raise Fault(f"{message}; narrow `search.space`, or have fields searched only `when` others allow it")
             self._note(number, None, point, origin)
             self._write_begun()
-            self._tell(number, Verdict(Told.FAILED, None, 0, str(mistake)))
+            self._tell(number, Verdict(told, None, 0, why))
             return None
-        if number not in self.manifest.trials:
+        self.unmakeable = 0
+        if not begun:
             self._note(number, config.config_id, point, origin)
         self.open[number] = config
         return config
 
     def _may_ask(self, view: View) -> bool:
         """Whether the budget has room for another trial."""
-        asked, search = len(self.manifest.trials), self.search
+        asked, search = len(self.manifest.trials) - self.manifest.excluded_trials, self.search
         began = float(self.manifest.study["began"])
         in_time = search.timeout_min is None or time.time() - began < 60 * search.timeout_min
         return in_time and (search.n_trials is None or asked < search.n_trials) and self._affords(view)

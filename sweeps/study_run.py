@@ -121,7 +121,8 @@ def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     seconds = sum(known) / len(known) if known and len(known) == len(configs) else None
     rule, workers, slots = workers_of(spec, launcher)
     confirm = (search.confirm.top, search.confirm.seeds)
-    told = len(read_manifest(sweep).told)
+    manifest = read_manifest(sweep)
+    told = len(manifest.told) - manifest.excluded_trials
     each = devices(rule.gpus_per_run, spec.execution.num_machines)
     return StudyPlan(
         spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, slots, seconds, each,
@@ -198,7 +199,7 @@ def interrupted(study: Study) -> str:
     study.observer.launchers["local"].cancel([j.name for j in study.observer.jobs() if j.launcher == "local"])
     view = study.observer.look(study.manifest)
     where = "The jobs on Slurm finish what they have; `emsweep cancel` ends them." if view.live else "Nothing is lost."
-    told = len(study.manifest.told)
+    told = len(study.manifest.told) - study.manifest.excluded_trials
     return f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues."
 
 
@@ -218,9 +219,10 @@ class Progress(live_line):
     def _line(self, view: View, manifest: Manifest) -> str:
         of = "" if self.n_trials is None else f"/{self.n_trials:,}"
         minutes = (time.monotonic() - self.began) / 60
-        parts = [f"{len(manifest.told):,}{of} trials", f"{view.done:,} runs", f"{view.count(RunStatus.RUNNING)} running"]
+        told = len(manifest.told) - manifest.excluded_trials
+        parts = [f"{told:,}{of} trials", f"{view.done:,} runs", f"{view.count(RunStatus.RUNNING)} running"]
         parts += [f"{(view.done - self.first) / minutes:.0f} runs/min"] if minutes > 1 / 60 else []
-        for word in ("pruned", "diverged", "failed"):
+        for word in ("pruned", "diverged", "failed", "excluded"):
             n = sum(r["state"] == word for r in manifest.told.values())
             parts += [f"{n} {word}"] * bool(n)
         fresh = [r.run_id for r in manifest.runs.values() if r.stage == CONFIRM]

@@ -31,12 +31,14 @@ STALE = 1.0
 
 
 class Told(StrEnum):
-    """What came of a trial. Optuna has no word for DIVERGED: it is told such a trial was pruned, as worse than all others."""
+    """What came of a trial. Optuna has no word for DIVERGED and EXCLUDED: it is told that such a trial was pruned, as worse than
+    all others."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
     DIVERGED = "diverged"
     FAILED = "failed"
+    EXCLUDED = "excluded"
 
 
 class Trials:

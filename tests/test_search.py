@@ -238,7 +238,6 @@ BAD: dict[str, tuple[str, str]] = {
             "arms": "{a: {temperature: 0.5}}",
             "random": "{count: 2, fields: {temperature: {uniform: [0.5, 1]}}}",
             "stages": "{a: {}}",
-            "exclude": "[{temperature: 0.5}]",
             "repeats": "2",
         }.items()
     },
@@ -259,6 +258,30 @@ BAD: dict[str, tuple[str, str]] = {
             BUDGET, f"{BUDGET}\n  enqueue: [{{method: em, kl_coef: 0.5}}]"
         ),
         "10: search.enqueue.0.kl_coef: is searched only where method = rent",
+    ),
+    "enqueue excluded": (
+        sub(GENERATIONS, f"{GENERATIONS}\n    method: [em, rent]").replace(BUDGET, f"{BUDGET}\n  enqueue: [{{method: em}}]")
+        + "exclude: [{method: em, max_steps: 10}]\n",
+        "10: search.enqueue.0: is a point that `exclude` takes out: method = em and max_steps = 10",
+    ),
+    "exclude nothing": (more("exclude: [{}]"), "11: exclude.0: an empty rule is for everything"),
+    "exclude an unknown field": (more("exclude: [{lerning_rate: 1}]"), "11: exclude.0.lerning_rate: unknown field..."),
+    "exclude an arm": (more("exclude: [{arm: a}]"), "11: exclude.0.arm: unknown field `arm`;..."),
+    "exclude what never is": (
+        more("exclude: [{num_generations: 4}, {num_generations: [9, 10]}]"),
+        "11: exclude.1.num_generations: [9, 10] is no value that num_generations has here: it never holds",
+    ),
+    "exclude what base is not": (
+        more("exclude: [{max_steps: 5, num_generations: 4}]"),
+        "11: exclude.0.max_steps: 5 is no value that max_steps has here: it never holds",
+    ),
+    "exclude of a range": (
+        more("exclude: [{learning_rate: 1.0e-4}]"),
+        "11: exclude.0.learning_rate: learning_rate is any number between its bounds: values can be left out of `choices`,...",
+    ),
+    "exclude everything": (
+        more("exclude: [{max_steps: 10}]"),
+        "11: exclude: nothing is left to search: every point that was tried out is excluded",
     ),
     "enqueue not a point": (key("enqueue: [1]"), "9: search.enqueue.0: 1 is not a mapping"),
     "needs an answer": (field("method: [em, grpo]").replace("plus", "{text: hi}"), "2: base.prompt: ..."),
@@ -550,6 +573,47 @@ def test_a_conditional_field_is_set_only_where_its_condition_holds(
     assert training.kl_coef == point.get("kl_coef", 0.0)
     assert training.entropy_coef == point.get("entropy_coef", 0.0)
     assert training.epsilon == point.get("epsilon", 0.2)
+
+
+UNTRAINABLE = field("num_generations: {low: 1, high: 2}\n    method: [em, rent]")
+
+
+@pytest.mark.fast
+def test_points_that_cannot_be_trained_may_be_excluded(here: Path) -> None:
+    """With the rule the rest can be searched; without it, or with another, the whole space is refused."""
+    rent_alone = "{method: rent, num_generations: 1}"
+    for rules in ("[]", "[{method: em, num_generations: 1}]"):
+        with pytest.raises(UserError, match="rent judges a completion by the others of its prompt"):
+            plan_study(load_spec(write(f"{UNTRAINABLE}exclude: {rules}\n")), Path("runs"), "local")
+    text = f"{UNTRAINABLE}exclude: [{rent_alone}]\n"
+    plan_study(load_spec(write(text)), Path("runs"), "local")
+    found = space(text)
+    alone = {"learning_rate": 1e-4, "method": "rent", "num_generations": 1}
+    assert found.excluded(alone) == "method = rent and num_generations = 1"
+    assert not found.excluded({"learning_rate": 1e-4, "method": "em", "num_generations": 1})
+    assert not found.excluded({"learning_rate": 1e-4, "method": "rent", "num_generations": 2})
+
+
+@pytest.mark.fast
+def test_a_rule_of_exclude_means_what_it_means_in_a_sweep(here: Path) -> None:
+    """Any of a list, numbers by closeness, defaults where a field is absent, links followed; `--set` may make it idle."""
+    dimensions = "temperature: {low: 0.1, high: 0.9, step: 0.1}\n    method: [em, rent]"
+    dimensions += "\n    kl_coef: {low: 0.5, high: 1, step: 0.5, when: {method: rent}}"
+    rules = "{method: em, temperature: [0.3, 0.7]}, {kl_coef: 0.0, temperature: 0.5}, {top_p: 0.9}"
+    found = space(f"{field(dimensions)}link: {{top_p: temperature}}\nexclude: [{rules}]\n")
+
+    def out(temperature: float, method: str, **more: float) -> str:
+        return found.excluded({"learning_rate": 1e-4, "temperature": temperature, "method": method, **more})
+
+    assert out(0.1 + 2 * 0.1, "em") == "method = em and temperature = 0.3 or 0.7"
+    assert out(0.7, "em")
+    assert not out(0.7, "rent", kl_coef=0.5)
+    assert out(0.5, "em") == "kl_coef = 0.0 and temperature = 0.5", "em has no kl_coef, so it has the default"
+    assert not out(0.5, "rent", kl_coef=0.5)
+    assert out(0.9, "rent", kl_coef=0.5) == "top_p = 0.9"
+    assert not out(0.2, "em")
+    text = f"{field('method: [em, rent]')}exclude: [{{method: em}}]\n"
+    assert not space(text, "method=rent").excluded({"learning_rate": 1e-4})
 
 
 @pytest.mark.fast

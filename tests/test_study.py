@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 import pytest
 
+from analysis.queries import sql
 from em_core.config import run_id
 from em_core.journal import Attempt, RunStatus, SweepDir
 from em_core.noop import FAULT, STEP_SECONDS
@@ -25,6 +26,8 @@ from sweeps import cli
 from sweeps.confirm import FIRST_FRESH
 from sweeps.manifest import CONFIRM, Manifest, read_manifest
 from sweeps.observe import Observer
+from sweeps.spec import load_spec
+from sweeps.study_run import plan_study
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker: the finished study is made once
 
@@ -378,6 +381,56 @@ def test_failed_trials_are_told_so_and_the_study_goes_on(folder: Folder) -> None
             assert r["values"] is None
             assert r["why"] in ("seed 0 failed", "seed 1 failed")
             assert folder.optuna().trials[number].state == optuna.trial.TrialState.FAIL
+
+
+@pytest.mark.slow
+def test_what_the_spec_excludes_is_told_so_and_takes_no_budget(folder: Folder) -> None:
+    """Of three choices two are out of the search, one of them only where it is enqueued by an earlier sweep's best."""
+    folder.study(folder.write(trials=3, seeds=1, more="exclude: [{num_iterations: [1, 3]}]"))
+    manifest = folder.manifest()
+    told = Counter(states(manifest))
+    assert told["complete"] == 3
+    assert told["excluded"] == len(manifest.trials) - 3 > 0
+    known = folder.optuna().trials
+    for number, r in manifest.told.items():
+        trial, frozen = manifest.trials[number], known[number]
+        out = trial["params"]["num_iterations"] != 2
+        assert (r["state"], trial["config_id"] is None) == ("excluded" if out else "complete", out)
+        assert (frozen.state.name, frozen.value is None) == ("PRUNED" if out else "COMPLETE", out)
+        assert (r["values"] is None, r["why"]) == (out, "excluded by the spec: num_iterations = 1 or 3" if out else "")
+    assert len(folder.attempts()) == 3
+    query = "SELECT state, count(*), count(config_id) FROM trials GROUP BY ALL ORDER BY ALL"
+    assert sql(folder.path / "results.duckdb", query).rows() == [("complete", 3, 3), ("excluded", told["excluded"], 0)]
+    assert plan_study(load_spec(folder.path / "s.yaml"), folder.path / "runs", "local").told == 3
+
+
+@pytest.mark.slow
+def test_a_space_of_which_hardly_anything_is_left_ends_the_study(folder: Folder) -> None:
+    out = list(range(1, 1000))
+    spec = folder.path / folder.write(more=f"exclude: [{{num_iterations: {out}}}]")
+    spec.write_text(spec.read_text().replace("[1, 2, 3]", "{low: 1, high: 1000}").replace(", when: {num_iterations: [1, 3]}", ""))
+    said = folder.study(spec.name, check=1)
+    assert "20 trials in a row could not be made; the last: excluded by the spec: num_iterations = " in said
+    assert said.count("\n") == 1
+    assert set(states(folder.manifest())) == {"excluded"}
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_trial_that_was_begun_is_finished_whatever_the_spec_excludes_now(again: Folder) -> None:
+    """As a controller leaves it that dies before it tells a trial; the next proposals are excluded."""
+    first = again.manifest().trials[0]["params"]["num_iterations"]
+    for path, telling in ((again.sweep().manifest, b'{"kind":"told"'), (again.sweep().study, b'{"op_code":6')):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(line for line in lines if not line.startswith(telling)))
+    spec = again.path / "s.yaml"
+    spec.write_text(spec.read_text() + f"exclude: [{{num_iterations: {first}}}]\n")
+    again.study("s.yaml", "--set", "search.n_trials=8")
+    now = again.manifest()
+    assert [now.told[n]["state"] for n in range(4)] == ["complete"] * 4
+    later = [now.trials[n]["params"]["num_iterations"] == first for n in sorted(now.trials) if n >= 4]
+    assert [now.told[n]["state"] == "excluded" for n in sorted(now.told) if n >= 4] == later
+    assert later.count(False) == 4
 
 
 @pytest.mark.long

@@ -267,15 +267,18 @@ def test_trials_without_a_config_or_a_value(tmp_path: Path) -> None:
     number, cid = made.ask({"learning_rate": 7e-4, "method": "em"})
     made.train(cid, 0, (50, 20), "cancelled")
     made.record("told", number=number, state="pruned", values=None, seeds=0, why="seed 0 pruned at step 5: median")
+    made.record("trial", number=8, config_id=None, params={"learning_rate": 1e-5, "method": "grpo"}, origin="sampled")
+    made.record("told", number=8, state="excluded", values=None, seeds=0, why="excluded by the spec: method is grpo")
     study = found(made)
-    assert study.trials.filter(pl.col("number") >= 6).select("value", "runs").rows() == [(None, 0), (None, 1)]
+    assert study.trials.filter(pl.col("number") >= 6).select("value", "runs").rows() == [(None, 0), (None, 1), (None, 0)]
     assert study.best is not None
     assert study.best["number"] == 2
-    assert "2 were pruned, after 3 of 4 runs, 1 diverged, 1 failed and 1 is not finished" in study_sentences(study)[2]
+    assert "2 were pruned, after 3 of 4 runs, 1 diverged, 1 failed, 1 excluded and 1 is not finished" in study_sentences(study)[2]
     with style():
         drawn = history(study, tmp_path)
     assert "stopped within a run" in drawn.svg
     assert "dashes at the foot" in drawn.caption
+    assert "crosses at the foot: diverged, failed and excluded" in drawn.caption
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])

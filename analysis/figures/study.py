@@ -115,7 +115,7 @@ def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None
         if some.any():
             axes.plot(across[some], values[some], "o", ms=4.2, label=state, **style)
     at_foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-    for state, hue in (("diverged", GOOD), ("failed", MUTED), ("pruned", MUTED)):
+    for state, hue in (("diverged", GOOD), ("failed", MUTED), ("excluded", MUTED), ("pruned", MUTED)):
         some = (states == state) & ~np.isfinite(values)
         if some.any():
             mark, label = ("|", "stopped within a run") if state == "pruned" else ("x", state)
@@ -131,7 +131,7 @@ def _marks(study: Study) -> str:
     pruned = study.trials.filter(pl.col("state") == "pruned")["value"]
     said = ["Filled: complete"]
     said += ["hollow: pruned (the mean over the seeds that it got)"] if pruned.count() else []
-    crossed = [s for s in ("diverged", "failed") if s in set(study.trials["state"])]
+    crossed = [s for s in ("diverged", "failed", "excluded") if s in set(study.trials["state"])]
     said += [f"crosses at the foot: {listed(crossed)}"] if crossed else []
     said += ["dashes at the foot: pruned within a run, without a value"] if pruned.null_count() else []
     return "; ".join(said) + "."
