@@ -36,7 +36,10 @@ def study(
     db: Db = RESULTS,
     yes: Yes = False,
 ) -> None:
-    """Search for the best config, judged over several seeds; confirm it on fresh ones. The same command continues."""
+    """Search for the best config, judged over several seeds; confirm it on fresh ones. The same command continues.
+
+    Exits with 1 where runs failed; trials that were pruned, diverged or are excluded are results.
+    """
     from sweeps import runner, study_run
     from sweeps.finish import finish
 
@@ -46,3 +49,5 @@ def study(
     console = plain_console()
     done = study_run.carry_out(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes)
     finish(done, root, db, console)
+    if done.failed:
+        raise typer.Exit(1)

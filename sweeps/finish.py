@@ -22,7 +22,11 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
 
     collected = collect(root, db)
     sweep = done.sweep.sweep
-    report_undone(done, console)
+    if not done.spec.search:
+        report_undone(done, console)
+    elif done.failed:  # other runs without an outcome are of trials that were over without them
+        said = f"{done.failed:,} runs failed; `emsweep status {sweep}` says why, `emsweep retry {sweep}` forgives them"
+        console.print(f"{said}. Trials that failed stay so; a larger `n_trials` asks for others", soft_wrap=True)
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
     manifest = read_manifest(done.sweep)

@@ -373,14 +373,23 @@ def test_pruning_within_a_run_stops_it_and_frees_its_worker(folder: Folder) -> N
 @pytest.mark.long
 @pytest.mark.slow
 def test_failed_trials_are_told_so_and_the_study_goes_on(folder: Folder) -> None:
-    folder.study(folder.write(trials=8), env={FAULT: "bug:0.3"})
+    command = folder.command("study", folder.write(trials=8), "--launcher", "local", "-y")
+    env = folder.environment({FAULT: "bug:0.3"})
+    done = subprocess.run(command, cwd=folder.path, env=env, capture_output=True, text=True, timeout=120)
     manifest = folder.manifest()
+    failed = sum(a.status is RunStatus.FAILED for a in folder.attempts())
+    said = f"{failed} runs failed; `emsweep status s` says why, `emsweep retry s` forgives them. Trials that failed stay so;"
+    assert (done.returncode, done.stdout.count(said)) == (1, 1), done.stdout
     assert set(states(manifest)) == {"complete", "failed"}
     for number, r in manifest.told.items():
         if r["state"] == "failed":
             assert r["values"] is None
             assert r["why"] in ("seed 0 failed", "seed 1 failed")
             assert folder.optuna().trials[number].state == optuna.trial.TrialState.FAIL
+    folder.study("s.yaml", check=1)
+    folder.call("retry", "s")
+    assert "runs failed" not in folder.study("s.yaml"), "what was forgiven is no failure, nor is it trained: its trial was told"
+    assert folder.manifest().told == manifest.told
 
 
 @pytest.mark.slow
