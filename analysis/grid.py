@@ -21,7 +21,7 @@ from em_core.errors import UserError
 Point = int | Literal["last"]
 """A step, or each run's own last step."""
 IMPORTED = "imported:"
-"""How the `task_key` of a metric begins that another tool recorded."""
+"""How the `task_key` of a metric begins that another tool recorded, and the `model` of its runs."""
 EXPLORE = ~pl.col("excluded") & (pl.col("stage") == "explore")
 
 
@@ -163,7 +163,7 @@ def read_grid(db: Path, sweep: str, eval_id: str | None = None) -> Grid:
     evaluation: dict[str, Any] = named[0] if named else {}
     if measured and not evaluation:  # a trainer of one's own told scores that no spec asks for
         first = scores.sort("task", "eval_id").row(0, named=True)
-        evaluation = {"eval_id": first["eval_id"], "task": first["task"], "temperature": 0.0, "num_samples": first["num_samples"]}
+        evaluation = {key: first[key] for key in ("eval_id", "task", "num_samples")} | {"temperature": None}
     configs, varied = _configs(frames)
     number = {c: i for i, c in enumerate(configs["config_id"])}
     numbered = configs.select("config_id", pl.int_range(pl.len()).alias("config"))

@@ -286,9 +286,13 @@ def _evaluation(grid: Grid) -> str:
     e = grid.evaluation
     if not e:
         return "no evaluation has a result"
-    how = "greedy" if e["temperature"] == 0 else f"sampled at temperature {e['temperature']:g}"
-    how += f" by {e['decoding']}" if e.get("decoding", "sample") != "sample" else ""
-    how = "imported" if grid.metric != "accuracy" else how
+    if not grid.can_train:
+        how = "imported"
+    elif e["temperature"] is None:
+        how = "told by the trainer"
+    else:
+        how = f"sampled at temperature {e['temperature']:g}" if e["temperature"] else "greedy"
+        how += f" by {e['decoding']}" if e.get("decoding", "sample") != "sample" else ""
     samples = f", {e['num_samples']} answers per question" if e["num_samples"] > 1 else ""
     first = f"; the first of {grid.n_evaluations} evaluations" if grid.n_evaluations > 1 else ""
     return f"{e['task']}, {how}{samples} ({e['eval_id']}{first})"

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from analysis.chains import stage_and_field
+from analysis.grid import IMPORTED
 from analysis.queries import load, sql, unpacked
 from analysis.stats import Floats, seed_means
 from analysis.stats.compare import Comparison, compare, holm
@@ -130,9 +131,10 @@ def _evaluation(a: pl.DataFrame, b: pl.DataFrame, first: str, second: str, task:
         asked = f" {task}" if task is not None else ""
         raise UserError(f"{first} and {second} have no evaluation{asked} in common")
     row = found.row(0, named=True)
-    heat = row["eval_temperature"]
-    rule = f", {row['eval_decoding']}" if row["eval_decoding"] in ("em_inf", "edt") else ""
-    return row["eval_id"], f"{row['task']}, {'greedy' if not heat else f'temperature {heat:g}'}{rule}"
+    heat, imported = row["eval_temperature"], row["model"].startswith(IMPORTED)
+    words = [row["task"]] + ([f"temperature {heat:g}" if heat else "greedy"] if heat is not None and not imported else [])
+    words += [row["eval_decoding"]] if row["eval_decoding"] in ("em_inf", "edt") else []
+    return row["eval_id"], ", ".join(words)
 
 
 Written = tuple[str, int | None, pl.DataFrame]

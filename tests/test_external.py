@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from analysis.grid import read_grid
+from analysis.report import _evaluation
 from em_core.config import Evaluation, Execution, Outcome, RunRequest, TrainingConfig
 from em_core.external import External, OutOfMemoryError, TrainerFailed
 from em_core.journal import RunStatus, SweepDir
@@ -238,6 +240,7 @@ def test_scores_nobody_asked_for_are_queried_and_reported_all_the_same(tmp_path:
     assert scores(emsweep) == ALL
     losses = emsweep("sql", "SELECT sum(value) AS s, count(*) AS n FROM metrics WHERE name = 'loss'", "--format", "csv", check=0)
     assert losses.stdout == "s,n\n2.0,4\n"
+    assert _evaluation(read_grid(tmp_path / "results.duckdb", "plant")).startswith("held_out, told by the trainer (")
 
 
 def test_an_edited_trainer_shows_in_its_attempts(tmp_path: Path, emsweep: Emsweep) -> None:

@@ -43,6 +43,7 @@ b,0.1,20,30.0
 c,0.2,10,25.0
 c,0.2,20,inf
 """
+DECODING = ("greedy", "decoding", "temperature")
 CELLS = "SELECT params.lr::DOUBLE, metric, step, n, n_planned, n_diverged, n_failed, mean FROM cells ORDER BY ALL"
 
 
@@ -144,6 +145,16 @@ def test_the_same_seed_again_is_a_repeat_and_a_failure_an_attempt(here: Path, ca
     assert ask("SELECT n, mean FROM cells WHERE metric = 'accuracy'") == [(2, 0.375)]
 
 
+def test_nothing_is_said_of_decoding_where_there_was_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bring("table", "wide.csv", "--metric", "acc", "--ignore", "loss")
+    [(a,), (b,)] = ask("SELECT config_id FROM configs ORDER BY params.lr::DOUBLE DESC")
+    capsys.readouterr()
+    assert call("compare", a, b) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(acc): a difference of +0.115" in said
+    assert not [word for word in DECODING if word in said]
+
+
 def test_a_param_of_every_run_is_pointed_at(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "o.csv").write_text("lr,seed,out,acc\n1,0,a,0.5\n1,1,b,0.75\n")
     bring("table", "o.csv", "--metric", "acc")
@@ -159,6 +170,7 @@ def test_what_was_imported_is_reported_and_never_trained(here: Path, capsys: pyt
     assert call("report", "wide") == 0
     page = (here / "runs/wide/report/index.html").read_text()
     assert "acc, imported" in page
+    assert not [word for word in DECODING if word in page]
     assert "base model)" not in page, "no score is from before training"
     said = capsys.readouterr().out
     assert "emsweep confirm" not in said
