@@ -9,9 +9,9 @@ from typing import Any
 
 from em_core.config import Scalar, TrainingConfig, canonical
 from sweeps.complaints import said_as, unknown
+from sweeps.fields import check_field
 from sweeps.own import is_field
 from sweeps.seeds import MAX_RUNS
-from sweeps.spec import check_field
 from sweeps.stages import Random
 from sweeps.yamlfile import Path_, SpecError
 

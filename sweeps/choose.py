@@ -11,8 +11,8 @@ from em_core.config import RUN_ID
 from em_core.errors import UserError
 from em_core.journal import SweepDir, sweeps_under
 from sweeps.complaints import said_as, unknown
+from sweeps.fields import check_rule, matches
 from sweeps.manifest import Manifest, Run, find_run, find_sweep, read_manifest
-from sweeps.spec import check_rule, matches
 from sweeps.yamlfile import SpecError, read_scalar
 
 

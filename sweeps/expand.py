@@ -20,12 +20,13 @@ from em_core.prompts import Prompt
 from em_core.tasks import task_key
 from sweeps.axes import checked, is_axis, values_of, with_random
 from sweeps.complaints import said_as, unknown
+from sweeps.fields import check_field, check_rule, matches
 from sweeps.measurements import EvaluationSteps, evaluations_of, task_name
 from sweeps.own import gathered, is_field, read_by, trainer_fields
 from sweeps.prompts import Found, check_answers, names_answer, resolve_prompt
 from sweeps.seeds import MAX_RUNS, SeedBudget, first_seeds
 from sweeps.sources import check_needs, check_shares, refuse_double, refuse_unread, source_of
-from sweeps.spec import Spec, check_field, check_rule, matches
+from sweeps.spec import Spec
 from sweeps.stages import Part, parts_of
 from sweeps.yamlfile import Path_, SpecError
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from em_core.config import TrainingConfig, reads
 from em_core.known_methods import KNOWN
+from sweeps.fields import check_field
 from sweeps.own import is_field, read_by
-from sweeps.spec import COUNTS, Spec, check_field
+from sweeps.spec import COUNTS, Spec
 from sweeps.stages import refuse_chained
 from sweeps.yamlfile import Path_, SpecError
 

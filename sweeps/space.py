@@ -15,12 +15,13 @@ from em_core.prompts import Prompt
 from sweeps.axes import checked
 from sweeps.complaints import said_as, unknown
 from sweeps.expand import Config, Expansion, Fields, Finders, excluded_by, finders, point_config
+from sweeps.fields import check_rule, in_words, matches, unknown_field
 from sweeps.measurements import evaluations_of
 from sweeps.objectives import check_objectives
 from sweeps.own import is_field
 from sweeps.search import Dimension
 from sweeps.sources import refuse_unread
-from sweeps.spec import Spec, check_rule, matches, unknown_field
+from sweeps.spec import Spec
 from sweeps.yamlfile import Path_, SpecError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Space:
 
     def excluded(self, point: Mapping[str, Any]) -> str:
         """The rule of the spec that takes a point out of the space, in words; empty: none does."""
-        return _condition(excluded_by(self.spec, {**self._fixed, **point}) or {})
+        return in_words(excluded_by(self.spec, {**self._fixed, **point}) or {})
 
     def parameters(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What Optuna is to be told of given values; those that the space does not hold are left to the sampler."""
@@ -216,11 +217,11 @@ def _space(spec: Spec) -> Space:
             if of is not None and not of.holds(value):
                 raise SpecError(here, f"{said_as(value)} is not in the space")
             if of is not None and of.when.keys() <= point.keys() and not matches(of.when, point):
-                raise SpecError(here, f"is searched only where {_condition(of.when)}")
+                raise SpecError(here, f"is searched only where {in_words(of.when)}")
         given = {k: v for k, v in (spec.base | point).items() if k not in spec.overrides}
         for rule in spec.exclude:
             if rule.keys() <= given.keys() and matches(rule, given):
-                raise SpecError(("search", "enqueue", i), f"is a point that `exclude` takes out: {_condition(rule)}")
+                raise SpecError(("search", "enqueue", i), f"is a point that `exclude` takes out: {in_words(rule)}")
     return space
 
 
@@ -286,10 +287,6 @@ def _refuse_never(rule: Mapping[str, Any], path: Path_, spec: Spec, dimensions: 
         possible = fixed or (of is not None and any(of.holds(v) for v in values))
         if not possible and not {field, source} & spec.overrides.keys():
             raise SpecError((*path, field), f"{said_as(wanted)} is no value that {field} has here: it never holds")
-
-
-def _condition(when: Mapping[str, Any]) -> str:
-    return " and ".join(f"{k} = {' or '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in when.items())
 
 
 def study_expansion(space: Space) -> Expansion:

@@ -15,6 +15,7 @@ from em_core.journal import RunStatus, SweepDir
 from em_core.lock import locked
 from sweeps.budget import devices
 from sweeps.feeding import workers_of
+from sweeps.fields import in_words
 from sweeps.leading import refuse_job
 from sweeps.manifest import CONFIRM, Manifest, read_manifest
 from sweeps.observe import Observer
@@ -103,9 +104,7 @@ def _dimension(name: str, said: dict[str, Any]) -> str:
     else:
         step = f" in steps of {said['step']:g}" if "step" in said else ""
         values = f"{said['low']:g} to {said['high']:g}{step}{', log' * said.get('log', False)}"
-    when = " and ".join(
-        f"{k} is {' or '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.get("when", {}).items()
-    )
+    when = in_words(said.get("when", {}))
     return f"{name}: {values}{f', when {when}' if when else ''}"
 
 

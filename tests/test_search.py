@@ -257,12 +257,12 @@ BAD: dict[str, tuple[str, str]] = {
         field("method: [em, rent]\n    kl_coef: {low: 0, high: 1, when: {method: rent}}").replace(
             BUDGET, f"{BUDGET}\n  enqueue: [{{method: em, kl_coef: 0.5}}]"
         ),
-        "10: search.enqueue.0.kl_coef: is searched only where method = rent",
+        "10: search.enqueue.0.kl_coef: is searched only where method is rent",
     ),
     "enqueue excluded": (
         sub(GENERATIONS, f"{GENERATIONS}\n    method: [em, rent]").replace(BUDGET, f"{BUDGET}\n  enqueue: [{{method: em}}]")
         + "exclude: [{method: em, max_steps: 10}]\n",
-        "10: search.enqueue.0: is a point that `exclude` takes out: method = em and max_steps = 10",
+        "10: search.enqueue.0: is a point that `exclude` takes out: method is em and max_steps is 10",
     ),
     "exclude nothing": (more("exclude: [{}]"), "11: exclude.0: an empty rule is for everything"),
     "exclude an unknown field": (more("exclude: [{lerning_rate: 1}]"), "11: exclude.0.lerning_rate: unknown field..."),
@@ -589,7 +589,7 @@ def test_points_that_cannot_be_trained_may_be_excluded(here: Path) -> None:
     plan_study(load_spec(write(text)), Path("runs"), "local")
     found = space(text)
     alone = {"learning_rate": 1e-4, "method": "rent", "num_generations": 1}
-    assert found.excluded(alone) == "method = rent and num_generations = 1"
+    assert found.excluded(alone) == "method is rent and num_generations is 1"
     assert not found.excluded({"learning_rate": 1e-4, "method": "em", "num_generations": 1})
     assert not found.excluded({"learning_rate": 1e-4, "method": "rent", "num_generations": 2})
 
@@ -605,12 +605,12 @@ def test_a_rule_of_exclude_means_what_it_means_in_a_sweep(here: Path) -> None:
     def out(temperature: float, method: str, **more: float) -> str:
         return found.excluded({"learning_rate": 1e-4, "temperature": temperature, "method": method, **more})
 
-    assert out(0.1 + 2 * 0.1, "em") == "method = em and temperature = 0.3 or 0.7"
+    assert out(0.1 + 2 * 0.1, "em") == "method is em and temperature is 0.3 or 0.7"
     assert out(0.7, "em")
     assert not out(0.7, "rent", kl_coef=0.5)
-    assert out(0.5, "em") == "kl_coef = 0.0 and temperature = 0.5", "em has no kl_coef, so it has the default"
+    assert out(0.5, "em") == "kl_coef is 0.0 and temperature is 0.5", "em has no kl_coef, so it has the default"
     assert not out(0.5, "rent", kl_coef=0.5)
-    assert out(0.9, "rent", kl_coef=0.5) == "top_p = 0.9"
+    assert out(0.9, "rent", kl_coef=0.5) == "top_p is 0.9"
     assert not out(0.2, "em")
     text = f"{field('method: [em, rent]')}exclude: [{{method: em}}]\n"
     assert not space(text, "method=rent").excluded({"learning_rate": 1e-4})
