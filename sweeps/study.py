@@ -211,7 +211,7 @@ class Study:
         if not self.open and not asking:
             self._want_confirmed()
         fresh = [r.run_id for r in self.manifest.runs.values() if r.stage == CONFIRM]
-        undone = [r for r in fresh if view.states.get(r, RunStatus.NEW) in UNFINISHED]
+        undone = [r for r in fresh if self._is_undone(r, view)]
         if not self.open and not asking:
             lost = [r for r in undone if self._is_lost(r, view)]
             given += lost[: free - len(given)]
@@ -264,6 +264,11 @@ class Study:
                 ahead += 1
                 more.append(Wanted(run, config, seed, None))
         return lost, more
+
+    def _is_undone(self, run: str, view: View) -> bool:
+        """Whether a run is still to be waited for. What a person cancelled meanwhile is not."""
+        state = view.states.get(run, RunStatus.NEW)
+        return state in UNFINISHED and (state is not RunStatus.CANCELLED or run in self.revived)
 
     def _is_lost(self, run: str, view: View) -> bool:
         state = view.states.get(run)

@@ -499,3 +499,27 @@ def test_cancelling_a_running_run_ends_its_trial(folder: Folder) -> None:
     assert (cancelled["state"], cancelled["seeds"]) == ("failed", 0)
     assert "cancelled" in cancelled["why"]
     assert [r["state"] for r in told.values()] == ["complete"]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_cancelled_run_that_confirms_is_not_waited_for_and_the_same_command_does_it(folder: Folder) -> None:
+    spec = folder.write(trials=1, seeds=1, top=1)
+    command = folder.command("study", spec, "--launcher", "local", "-y")
+    env = folder.environment({STEP_SECONDS: "1.5"})
+    with subprocess.Popen(command, cwd=folder.path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        running: list[str] = []
+        until = time.monotonic() + 60
+        while not running and time.monotonic() < until:
+            time.sleep(0.1)
+            fresh = folder.manifest().runs if folder.sweep().manifest.is_file() else {}
+            running = (
+                [a.run_id for a in folder.attempts() if a.run_id in fresh and fresh[a.run_id].stage == CONFIRM] if fresh else []
+            )
+        folder.call("cancel", running[0])
+        process.communicate(timeout=60)
+    ends = {a.run_id: a.status for a in folder.attempts()}
+    assert ends.pop(running[0]) is RunStatus.CANCELLED
+    assert set(ends.values()) == {RunStatus.COMPLETED}
+    folder.study(spec)
+    assert [a.status for a in folder.attempts() if a.run_id == running[0]][-1] is RunStatus.COMPLETED
