@@ -331,6 +331,7 @@ def test_pruning_between_seeds_uses_fewer_runs(pruner: str, folder: Folder) -> N
             assert r["values"][0] < best, "whoever is ahead goes on"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_racing_tries_the_first_trials_with_one_seed_each(folder: Folder) -> None:
     """Then the one that leads the others gets its seeds, and they are held against it."""
