@@ -388,6 +388,9 @@ def carry_out(assignment_path: str, try_: int, launcher: str, slurm_job_id: str 
     assignment.follow()
     if not assignment.header:
         raise Fault(f"{path} is no assignment: the folder of the runs is not what this node sees under that path")
+    if try_ and assignment.header.get("open"):  # brought back by force: what it had was given to other jobs when it ended
+        assignment.queue.clear()
+        assignment.closed = True
     supervisor = Supervisor(assignment, sweep, try_, launcher, slurm_job_id)
     warned_before = early_signal(assignment.header.get("timeout_min", 60))
 

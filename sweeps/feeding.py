@@ -12,7 +12,7 @@ from em_core.errors import Fault
 from em_core.journal import Appender, JobTry, RunStatus, SweepDir, append_batch, encode
 from launchers.base import Launcher
 from launchers.task import early_signal
-from sweeps.handout import FRUITLESS_ROUNDS
+from sweeps.handout import FRUITLESS_ROUNDS, more_memory
 from sweeps.manifest import Manifest
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob, View
@@ -43,7 +43,9 @@ class Feed:
     slots: int = 0
     ours: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
-    """Jobs whose time is nearly up: they do what they have, and others take their place."""
+    """Jobs whose time is nearly up, or whose memory is too little: they do what they have, and others take their place."""
+    refused: float = math.inf
+    """Host memory (GB per run) from which on Slurm takes no job of ours."""
     wait_until: float = 0.0
     """When to submit again, after Slurm took fewer jobs than there are to be (seconds on the monotonic clock)."""
 
@@ -56,19 +58,33 @@ class Feed:
         return [j for j in live if j.name in self.ours or self.launcher.name != "local"]
 
     def room(self, view: View) -> dict[str, int]:
-        """How many runs each started job takes now, by name."""
+        """How many runs each started job takes now, by name. Those that take no more are closed."""
         started = {t.job: t for t in view.tries if t.start and t.ended is None}  # of a job that waits nobody knows when it begins
         usual = _usual_seconds(view.tries)
         each = self.slots + (self.slots if usual is not None and usual < SHORT else 0)
+        least = self._least_memory(view)
         found = {}
         for job in self.jobs(view):
-            if job.name in started and job.name not in self.leaving:
-                if self._has_time(started[job.name], usual or 0.0):
-                    found[job.name] = max(0, each - sum(view.states.get(r) in ACTIVE for r in job.runs))
-                else:
-                    self.leaving.add(job.name)
-                    append_batch(self.sweep.assignment(job.name), [("close", {})])
+            if job.name in self.leaving:
+                continue
+            start = started.get(job.name)
+            if (job.mem_gb or 0.0) < least or (start and not self._has_time(start, usual or 0.0)):
+                self.leaving.add(job.name)
+                append_batch(self.sweep.assignment(job.name), [("close", {})])
+            elif start:
+                found[job.name] = max(0, each - sum(view.states.get(r) in ACTIVE for r in job.runs))
         return found
+
+    def _least_memory(self, view: View) -> float:
+        """Host memory (GB per run) that a job must have asked for: twice what was too little for a run, else 0.
+
+        So all jobs grow, and not that of the run alone: its config's other seeds need as much, and who searches comes by its
+        like again. A run that fails with all that teaches nothing: what it was given in vain is not asked for again. Nor is
+        what Slurm refused: such a run is tried with what there is, until it fails, and the search goes on.
+        """
+        hopeless = (RunStatus.FAILED, RunStatus.EXCLUDED)
+        wanted = more_memory({r for r, s in view.states.items() if s not in hopeless}, view.tries)
+        return max((gb for gb in wanted.values() if gb < self.refused), default=0.0)
 
     def _has_time(self, job: JobTry, usual: float) -> bool:
         """Whether a job may still be given a run before its time limit. Its first it gets however long runs take."""
@@ -104,12 +120,16 @@ class Feed:
                 f"the jobs end before any run begins, {unused} in a row; `emsweep logs {self.sweep.sweep}` shows their last "
                 "words. The same command tries again."
             )
-        job = PlannedJob(self.rule, self.slots, (), open=True)
+        least, usual = self._least_memory(view), self.rule.mem_gb or 0.0
+        job = PlannedJob(self.rule.model_copy(update={"mem_gb": max(least, usual) or None}), self.slots, (), open=True)
         bad = self.observer.bad_nodes(self.spec.retries.exclude_node_after)
         names: list[str] = []
         try:
             names = submit(self.sweep, manifest, [job] * missing, self.spec, self.site, self.launcher, exclude_nodes=bad)
         except Fault:
+            if least > usual:
+                self.refused = least
+                return
             if not living:
                 raise
         self.ours |= set(names)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def play_round(
     if not fitting:
         return Round(manifest, view, (), frozenset(), len(todo), grown)
     seconds = {c: s.middle for c, s in expected.items()}
-    jobs = pack(manifest, fitting, spec, launcher.name, seconds, more_memory(view, observer.tries()))
+    short = {r for r, counts in view.troubles.items() if counts.get(HOST_MEMORY)}
+    jobs = pack(manifest, fitting, spec, launcher.name, seconds, more_memory(short, observer.tries()))
     if launcher.name == "local":
         jobs = jobs[:1]  # a job takes the whole machine: those of other resource rules follow when it is done
     names = submit(
@@ -107,16 +108,15 @@ def play_round(
     return Round(manifest, view, tuple(names), runs, len(todo) - len(runs), grown)
 
 
-def more_memory(view: View, tries: Collection[JobTry]) -> dict[str, float]:
-    """Host memory (GB per run) for runs that ran out of it: twice what their last job gave, where that is known."""
-    short = {r for r, counts in view.troubles.items() if counts.get(HOST_MEMORY)}
+def more_memory(runs: Collection[str], tries: Iterable[JobTry]) -> dict[str, float]:
+    """Host memory (GB per run) for those of the runs that ran out of it: twice what their last job gave, where that is known."""
     given: dict[str, float] = {}
     for t in tries:
         mem, slots = (t.start or {}).get("mem_gb"), (t.start or {}).get("slots")
         if not mem or not slots:
             continue
         for a in t.attempts:
-            if a.run_id in short and a.cause == HOST_MEMORY:
+            if a.cause == HOST_MEMORY and a.run_id in runs:
                 given[a.run_id] = max(given.get(a.run_id, 0.0), mem / slots)
     return {run_id: 2 * gb for run_id, gb in given.items()}
 

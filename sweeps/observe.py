@@ -114,7 +114,8 @@ class Observer:
             for name, id_, runs in zip(r["jobs"], ids, r["runs"], strict=True):
                 fed = self._fed_of(name) if r.get("open") else None
                 told, times = (fed.runs, fed.again) if fed else (frozenset(runs), {})
-                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, told, causes.get(name, ""), bool(fed), times))
+                cause, mem_gb = causes.get(name, ""), r.get("mem_gb")
+                jobs.append(SubmittedJob(name, r["token"], r["launcher"], id_, told, cause, bool(fed), times, mem_gb))
         return jobs
 
     def _fed_of(self, job: str) -> Fed:

@@ -25,7 +25,8 @@ class SubmittedJob:
     """A job that was handed (or about to be handed) to a launcher. `id` is None while no answer was recorded.
 
     `cause` is why it is known to have ended; empty while it may live. An `open` job is told of runs while it lives, of some
-    more than once (`times`, where it is not 1), and does not come back once it has ended.
+    more than once (`times`, where it is not 1), and does not come back once it has ended; `mem_gb` is the host memory per run
+    that it asked for, None where it took what the cluster gives.
     """
 
     name: str
@@ -36,6 +37,7 @@ class SubmittedJob:
     cause: str = ""
     open: bool = False
     times: Mapping[str, int] = field(default_factory=dict)
+    mem_gb: float | None = None
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,9 @@ def submit(
         token = f"{sweep.sweep}-{batch}-{secrets.token_hex(3)}"
         runs = [[r for r, _ in job.runs] for job in chunk]
         intent = {"token": token, "launcher": launcher.name, "jobs": chunk_names, "runs": runs}
-        told: dict[str, Any] = {**intent, "parallelism": share, "t": time.time(), **({"open": True} if chunk[0].open else {})}
+        told: dict[str, Any] = {**intent, "parallelism": share, "t": time.time()}
+        if chunk[0].open:
+            told |= {"open": True, "mem_gb": chunk[0].resources.mem_gb}
         append_batch(sweep.submissions, [("intent", told)])
         array = Batch(
             token=token,

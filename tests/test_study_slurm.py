@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from em_core.journal import RunStatus, SweepDir, append_batch, read_records
-from em_core.noop import STEP_SECONDS
+from em_core.journal import JobTry, RunStatus, SweepDir, append_batch, read_records
+from em_core.noop import FAULT, STEP_SECONDS
+from launchers.causes import HOST_MEMORY, PREEMPTED
 from launchers.scheduler import longest_minutes
 from sweeps.leading import controller_jobs
+from sweeps.manifest import read_manifest
 from sweeps.observe import Observer
-from tests.cluster import SlurmCluster
+from tests.cluster import ClusterError, SlurmCluster
 from tests.conftest import Emsweep
-from tests.test_kill import REPO, kill, processes_of
+from tests.test_kill import REPO, kill, numbers, processes_of
 
 TRIALS, SEEDS, CONFIRM = 6, 3, 4
 RUNS = TRIALS * SEEDS + CONFIRM
@@ -38,14 +40,30 @@ search:
 evaluate: [{{tasks: [two_step_sums], steps: [0, 4], limit: 20}}]
 resources: {{slots_per_job: 2, timeout_min: 5}}
 """
+REAL = """
+name: hunt
+base: {model_name_or_path: miniature, method: em, prompt: plus, max_completion_length: 24, top_p: 1.0, top_k: 0}
+search:
+  space:
+    learning_rate: {low: 3.0e-4, high: 5.0e-3, log: true}
+    max_steps: {low: 2, high: 6}
+  sampler: random
+  seeds_per_trial: 2
+  n_trials: 3
+  workers: 2
+  confirm: {top: 0}
+evaluate: [{tasks: [two_step_sums], steps: [0, last], temperature: 0.7, limit: 50}]
+resources: {timeout_min: 5}
+execution: {per_device_eval_batch_size: 200}
+"""
 SITE = 'poll_seconds = 1\non_done = "cat > FOLDER/told-done"\non_stop = "cat > FOLDER/told-stop"\n'
 
 
 class Hunt:
     """One study in a folder of its own: what a person types, and where it stands."""
 
-    def __init__(self, folder: Path, env: dict[str, str], step_seconds: float) -> None:
-        (folder / "hunt.yaml").write_text(SPEC)
+    def __init__(self, folder: Path, env: dict[str, str], step_seconds: float, spec: str = SPEC) -> None:
+        (folder / "hunt.yaml").write_text(spec)
         (folder / "site.toml").write_text(SITE.replace("FOLDER", str(folder)))
         self.folder, self.sweep = folder, SweepDir(folder / "runs", "hunt")
         mine = {"PYTHONPATH": str(REPO), STEP_SECONDS: str(step_seconds), "EMSWEEP_TEST_MARK": str(folder)}
@@ -70,6 +88,12 @@ class Hunt:
 
     def follow_ups(self) -> list[str]:
         return Observer(self.sweep).follow_ups()
+
+    def training(self) -> JobTry:
+        """A job that trains right now."""
+        found = [t for t in Observer(self.sweep).tries() if any(a.status is RunStatus.RUNNING for a in t.attempts)]
+        assert found, "no job trains"
+        return found[0]
 
     def told(self) -> str:
         """What the site's `on_done` was told, once it was."""
@@ -183,6 +207,91 @@ def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slu
     said = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y")
     assert said.returncode == 0, said.stdout + said.stderr
     hunt.check(again=4)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
+def test_jobs_are_preempted_and_requeued_and_every_run_counts_once(hunt: Hunt, on_slurm: SlurmCluster) -> None:
+    hunt.env[STEP_SECONDS] = "0.6"
+    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.until_attempts(2, RunStatus.COMPLETED)
+    job = hunt.training().start or {}
+    urgent = ("sbatch", "--parsable", "--partition=urgent", "--exclusive", f"--nodelist={job['node']}", "--output=/dev/null")
+    intruder = on_slurm.run(*urgent, "--wrap", "sleep 600")
+    until(30, "no preemption", lambda: on_slurm.jobs()[intruder] == "RUNNING")
+    assert on_slurm.jobs()[job["slurm_job_id"]] == "PREEMPTED"
+    on_slurm.run("scancel", intruder)
+    hunt.until_attempts(10, RunStatus.COMPLETED)
+    requeued = hunt.training()
+    job = requeued.start or {}
+    with pytest.raises(ClusterError, match="disabled"):
+        on_slurm.run("scontrol", "requeue", job["slurm_job_id"])
+    on_slurm.run("scontrol", "update", f"JobId={job['slurm_job_id']}", "Requeue=1")  # who runs the cluster can do it all the same
+    on_slurm.run("scontrol", "requeue", job["slurm_job_id"])
+
+    def back() -> list[JobTry]:
+        on_slurm.hurry_all()
+        return [t for t in Observer(hunt.sweep).tries() if (t.job, t.try_, t.ended) == (requeued.job, 1, "done")]
+
+    until(60, "the job did not come back", back)
+    assert not back()[0].attempts, "its runs went to the others"
+    assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done; trials: {TRIALS} complete\n"
+    hunt.check(again=8)
+    assert PREEMPTED in {a.cause for t in Observer(hunt.sweep).tries() for a in t.attempts}
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
+    assert not processes_of(hunt.folder)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
+def test_out_of_host_memory_brings_larger_jobs(hunt: Hunt, on_slurm: SlurmCluster) -> None:
+    little = '[ "${SLURM_MEM_PER_NODE:-0}" -ge 300 ] || export ' + f"{FAULT}=host_oom:0.2"  # as if some runs needed 150 MB
+    (hunt.folder / "site.toml").write_text(SITE.replace("FOLDER", str(hunt.folder)) + f"setup = ['{little}']\n")
+    said = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y", "--set", "resources.mem_gb=0.125")
+    assert said.returncode == 0, said.stdout + said.stderr
+    hunt.check(again=RUNS)
+    jobs = [(t.start, [a.cause for a in t.attempts]) for t in Observer(hunt.sweep).tries() if t.start and t.attempts]
+    assert {start["mem_gb"] for start, causes in jobs if HOST_MEMORY in causes} == {0.25}, "two slots in a job"
+    assert sorted(start["mem_gb"] for start, _ in jobs) == [0.25, 0.25, 0.5, 0.5], "larger jobs took the place of those"
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
+def test_where_slurm_has_no_larger_job_the_trial_fails_and_the_search_goes_on(hunt: Hunt, on_slurm: SlurmCluster) -> None:
+    hunt.env[FAULT] = "host_oom:0.2"
+    said = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y", "--set", "resources.mem_gb=12")  # a node has 31 GB
+    assert said.returncode == 0, said.stdout + said.stderr
+    told = read_manifest(hunt.sweep).told
+    assert len(told) == TRIALS
+    assert Counter(t["state"] for t in told.values()) == {"complete": 3, "failed": 3}
+    tries = Observer(hunt.sweep).tries()
+    assert {(t.start or {})["mem_gb"] for t in tries} == {24}
+    short = Counter(a.run_id for t in tries for a in t.attempts if a.cause == HOST_MEMORY)
+    assert set(short.values()) == {3}
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_study_of_a_model_has_the_same_values_on_slurm(tmp_path: Path, on_slurm: SlurmCluster) -> None:
+    hunt = Hunt(tmp_path, on_slurm.env(), 0, REAL)
+    for launcher in ("slurm", "local"):
+        said = hunt.call("study", "hunt.yaml", "--launcher", launcher, "-y", "--root", launcher, "--db", f"{launcher}.duckdb")
+        assert said.returncode == 0, said.stdout + said.stderr
+    there, here = (read_manifest(SweepDir(tmp_path / root, "hunt")) for root in ("slurm", "local"))
+    assert {n: t["config_id"] for n, t in there.trials.items()} == {n: t["config_id"] for n, t in here.trials.items()}
+    values = {n: t["values"] for n, t in here.told.items()}
+    assert len({str(v) for v in values.values()}) == 3, "trials differ"
+    assert {n: t["values"] for n, t in there.told.items()} == values
+    measured = numbers(tmp_path / "local", "hunt")
+    assert len(measured) == 3 * 2
+    assert numbers(tmp_path / "slurm", "hunt") == measured
+    assert len({t.job for t in Observer(SweepDir(tmp_path / "slurm", "hunt")).tries() if t.attempts}) == 2
 
 
 @pytest.mark.slow
