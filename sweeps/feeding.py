@@ -15,7 +15,7 @@ from launchers.task import early_signal
 from sweeps.handout import FRUITLESS_ROUNDS, more_memory
 from sweeps.manifest import Manifest
 from sweeps.observe import Observer
-from sweeps.reconcile import SubmittedJob, View
+from sweeps.reconcile import SubmittedJob, View, troubles
 from sweeps.resources import Resources
 from sweeps.site import Site
 from sweeps.spec import Spec
@@ -102,7 +102,10 @@ class Feed:
             room[job] -= 1
             shares.setdefault(job, []).append(run)
         for job, share in shares.items():
-            records = run_records(manifest, [(r, ()) for r in share], view.troubles, Links({}, {}))
+            # A job that is told of a run again has itself counted what befell it there.
+            elsewhere = [a for t in view.tries if t.job != job for a in t.attempts] if view.troubles.keys() & share else []
+            met = {r: troubles(a for a in elsewhere if a.run_id == r) for r in share if r in view.troubles}
+            records = run_records(manifest, [(r, ()) for r in share], met, Links({}, {}))
             with Appender(self.sweep.assignment(job)) as out:  # not forced to the disk: a run that is lost is given again
                 out.write(b"".join(encode(kind, fields) for kind, fields in records))
 
