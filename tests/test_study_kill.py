@@ -6,7 +6,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,45 +15,27 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from em_core.journal import RunStatus, SweepDir, read_records
-from em_core.noop import STEP_SECONDS
+from em_core.journal import RunStatus
 from sweeps.observe import Observer
-from tests.test_kill import REPO, kill, processes_of
+from tests.hunt import Hunt
+from tests.test_kill import kill, processes_of
 
-TRIALS, SEEDS, KILLS = 30, 4, 20
-SPEC = f"""
-name: hunt
-base: {{model_name_or_path: miniature, prompt: plus, method: noop, max_steps: 5}}
-search:
-  space:
-    learning_rate: {{low: 1.0e-5, high: 1.0e-3, log: true}}
-    temperature: {{low: 0.2, high: 1.5}}
-  sampler: random
-  seeds_per_trial: {SEEDS}
-  n_trials: {TRIALS}
-  workers: 2
-  confirm: {{top: 2, seeds: 4}}
-evaluate:
-  - {{tasks: [two_step_sums], steps: [0, last], limit: 20}}
-"""
+TRIALS, SEEDS, WORKERS, KILLS = 30, 4, 2, 20
 
 
-def start(folder: Path, step_seconds: float) -> subprocess.Popen[str]:
-    (folder / "hunt.yaml").write_text(SPEC)
-    return subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", "study", "hunt.yaml", "--launcher", "local", "-y"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), STEP_SECONDS: str(step_seconds), "EMSWEEP_TEST_MARK": str(folder)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def hunt_in(folder: Path, step_seconds: float) -> Hunt:
+    folder.mkdir(exist_ok=True)
+    counts = {"trials": TRIALS, "seeds": SEEDS, "workers": WORKERS, "top": 2, "confirm": 4}
+    return Hunt(folder, dict(os.environ), step_seconds, **counts)
 
 
-def progresses(folder: Path) -> None:
+def start(hunt: Hunt) -> subprocess.Popen[str]:
+    return hunt.start("study", "hunt.yaml", "--launcher", "local", "-y")
+
+
+def progresses(hunt: Hunt) -> None:
     """Wait until the controller that was just started hands out a run."""
-    assignments = SweepDir(folder / "runs", "hunt").assignment("x").parent
+    assignments = hunt.sweep.assignment("x").parent
 
     def size() -> int:
         return sum(p.stat().st_size for p in assignments.glob("*.jsonl"))
@@ -64,78 +45,68 @@ def progresses(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def trials(folder: Path) -> dict[int, tuple[str, list[float] | None, dict[str, float]]]:
-    """(state, values, parameters) of every trial, as the manifest has it."""
-    records = list(read_records(SweepDir(folder / "runs", "hunt").manifest, (b'{"kind":"t',)))
-    told = {r["number"]: r for r in records if r["kind"] == "told"}
+def trials(hunt: Hunt) -> dict[int, tuple[str, list[float] | None, dict[str, float]]]:
+    """(state, values, parameters) of every trial that was told, as the manifest has it."""
+    told = {r["number"]: r for r in hunt.records("told")}
     return {
         r["number"]: (told[r["number"]]["state"], told[r["number"]]["values"], r["params"])
-        for r in records
-        if r["kind"] == "trial" and r["number"] in told
+        for r in hunt.records("trial")
+        if r["number"] in told
     }
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_no_trial_is_lost_or_told_twice(tmp_path: Path) -> None:
-    calm, storm = tmp_path / "calm", tmp_path / "storm"
-    calm.mkdir()
-    said, _ = (undisturbed := start(calm, 0.0)).communicate(timeout=120)
-    assert undisturbed.returncode == 0, said
+    calm, storm = hunt_in(tmp_path / "calm", 0.0), hunt_in(tmp_path / "storm", 0.125)
+    undisturbed = calm.call("study", "hunt.yaml", "--launcher", "local", "-y")
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
 
-    storm.mkdir()
     rng, killed, reached = random.Random(5), 0, []
-    process = start(storm, 0.1)
+    process = start(storm)
     while killed < KILLS and process.poll() is None:
         if killed % 5 < 4:  # it is at work; otherwise it may still be beginning
             progresses(storm)
         time.sleep(rng.uniform(0.0, 2.5))
         # Mostly the controller alone; sometimes with all its workers, as when the machine goes down.
-        if kill(processes_of(storm) if killed % 4 == 3 else [process.pid]):
+        if kill(processes_of(storm.folder) if killed % 4 == 3 else [process.pid]):
             killed += 1
             process.communicate()
             reached.append(len(trials(storm)))
-            process = start(storm, 0.1)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+            process = start(storm)
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, said + errors
     assert killed == KILLS, f"the study was over after {killed} kills: make its steps longer"
 
-    sweep = SweepDir(storm / "runs", "hunt")
-    records = list(read_records(sweep.manifest))
-    for kind in ("trial", "told"):
-        numbers = Counter(r["number"] for r in records if r["kind"] == kind)
-        assert numbers == dict.fromkeys(range(TRIALS), 1), kind
+    storm.check(again=KILLS * WORKERS)
     # Optuna's journal: each trial's state was set to a finished one exactly once.
-    states = Counter(r["trial_id"] for r in map(json.loads, sweep.study.read_text().splitlines()) if r.get("state") in (1, 2, 3))
+    lines = storm.sweep.study.read_text().splitlines()
+    states = Counter(r["trial_id"] for r in map(json.loads, lines) if r.get("state") in (1, 2, 3))
     assert set(states.values()) == {1}
     assert len(states) == TRIALS
-    storage = JournalStorage(JournalFileBackend(str(sweep.study)))
+    storage = JournalStorage(JournalFileBackend(str(storm.sweep.study)))
     [study] = optuna.get_all_study_names(storage)
     found = optuna.load_study(study_name=study, storage=storage).trials
     assert [t.state.name for t in found] == ["COMPLETE"] * TRIALS
     # Proposals are keyed by the trial's number and runs by their seeds: what came of it is what an undisturbed study found.
     assert trials(storm) == trials(calm)
 
-    view = Observer(sweep).look()
-    runs = [r for r in records if r["kind"] == "run"]
-    assert len(runs) == len({r["run_id"] for r in runs}) == TRIALS * SEEDS + 2 * 4
-    assert view.count(RunStatus.COMPLETED) == len(runs)
+    view = Observer(storm.sweep).look()
+    assert view.count(RunStatus.COMPLETED) == storm.runs
     assert not view.live
-    assert not processes_of(storm)
-    attempts = Counter(a.status for t in Observer(sweep).tries() for a in t.attempts)
-    assert attempts[RunStatus.COMPLETED] == len(runs), "a run was done twice"
-    print(f"\n{killed} kills, when {reached} trials were told; attempts {dict(attempts)}")
+    assert not processes_of(storm.folder)
+    again = storm.attempts(*RunStatus) - storm.runs
+    print(f"\n{killed} kills, when {reached} trials were told; {again} attempts were made again")
 
 
 @pytest.mark.slow
 def test_a_second_controller_is_refused(tmp_path: Path) -> None:
-    first = start(tmp_path, 0.5)
-    sweep = SweepDir(tmp_path / "runs", "hunt")
-    while not any(read_records(sweep.manifest, (b'{"kind":"trial"',))):
+    hunt = hunt_in(tmp_path, 0.5)
+    first = start(hunt)
+    while not hunt.records("trial"):
         time.sleep(0.05)
-    second = start(tmp_path, 0.5)
-    said, _ = second.communicate(timeout=60)
+    second = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
     assert second.returncode == 1
-    assert "study hunt is being run by process" in said.splitlines()[-1]
+    assert second.stderr.startswith("emsweep: study hunt is being run by process")
     kill(processes_of(tmp_path))
     first.communicate()

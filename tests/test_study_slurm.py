@@ -3,102 +3,25 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from em_core.journal import RunStatus, SweepDir, append_batch, read_records
+from em_core.journal import RunStatus, append_batch, read_records
 from em_core.noop import STEP_SECONDS
 from launchers.scheduler import longest_minutes
 from sweeps.leading import controller_jobs
 from sweeps.observe import Observer
 from tests.cluster import SlurmCluster
 from tests.conftest import Emsweep
-from tests.test_kill import REPO, kill, processes_of
-
-TRIALS, SEEDS, CONFIRM = 6, 3, 4
-RUNS = TRIALS * SEEDS + CONFIRM
-SPEC = f"""
-name: hunt
-base: {{model_name_or_path: miniature, prompt: plus, method: noop, max_steps: 4}}
-search:
-  space:
-    learning_rate: {{low: 1.0e-5, high: 1.0e-3, log: true}}
-    temperature: {{low: 0.1, high: 1.5}}
-  sampler: random
-  seeds_per_trial: {SEEDS}
-  n_trials: {TRIALS}
-  workers: 4
-  confirm: {{top: 1, seeds: {CONFIRM}}}
-evaluate: [{{tasks: [two_step_sums], steps: [0, 4], limit: 20}}]
-resources: {{slots_per_job: 2, timeout_min: 5}}
-"""
-SITE = 'poll_seconds = 1\non_done = "cat > FOLDER/told-done"\non_stop = "cat > FOLDER/told-stop"\n'
-
-
-class Hunt:
-    """One study in a folder of its own: what a person types, and where it stands."""
-
-    def __init__(self, folder: Path, env: dict[str, str], step_seconds: float) -> None:
-        (folder / "hunt.yaml").write_text(SPEC)
-        (folder / "site.toml").write_text(SITE.replace("FOLDER", str(folder)))
-        self.folder, self.sweep = folder, SweepDir(folder / "runs", "hunt")
-        mine = {"PYTHONPATH": str(REPO), STEP_SECONDS: str(step_seconds), "EMSWEEP_TEST_MARK": str(folder)}
-        self.env = {**env, **mine}
-
-    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command of emsweep, carried to its end."""
-        process = self.start(*words)
-        said, errors = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(words, process.returncode, said, errors)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-m", "sweeps.cli", *words]
-        return subprocess.Popen(command, cwd=self.folder, env=self.env, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
-
-    def attempts(self, *statuses: RunStatus) -> int:
-        return sum(a.status in statuses for t in Observer(self.sweep).tries() for a in t.attempts)
-
-    def until_attempts(self, n: int, *statuses: RunStatus) -> None:
-        until(90, f"{n} attempts {statuses}", lambda: self.attempts(*statuses) >= n)
-
-    def follow_ups(self) -> list[str]:
-        return Observer(self.sweep).follow_ups()
-
-    def told(self) -> str:
-        """What the site's `on_done` was told, once it was."""
-        path = self.folder / "told-done"
-        until(200, "nobody was told", lambda: path.exists() and path.read_text())
-        return path.read_text()
-
-    def check(self, again: int = 0) -> None:
-        """Every trial told once and complete, every run done once; at most `again` attempts had to be made again."""
-        manifest = list(read_records(self.sweep.manifest))
-        for kind in ("trial", "told"):
-            assert Counter(r["number"] for r in manifest if r["kind"] == kind) == dict.fromkeys(range(TRIALS), 1), kind
-        assert {r["state"] for r in manifest if r["kind"] == "told"} == {"complete"}
-        assert len({r["run_id"] for r in manifest if r["kind"] == "run"}) == RUNS
-        done = Counter(a.run_id for t in Observer(self.sweep).tries() for a in t.attempts if a.status is RunStatus.COMPLETED)
-        assert (len(done), set(done.values())) == (RUNS, {1})
-        assert self.attempts(*RunStatus) - RUNS <= again
+from tests.hunt import RUNS, TRIALS, Hunt, until
+from tests.test_kill import kill, processes_of
 
 
 @pytest.fixture
 def hunt(tmp_path: Path, on_slurm: SlurmCluster) -> Hunt:
     return Hunt(tmp_path, on_slurm.env(), 0.3)
-
-
-def until(seconds: float, what: str | Callable[[], str], check: Callable[[], object]) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, what if isinstance(what, str) else what()
-        time.sleep(0.3)
 
 
 def no_jobs(cluster: SlurmCluster) -> bool:
