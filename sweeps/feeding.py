@@ -8,8 +8,9 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from em_core.attempts import JobTry
 from em_core.errors import Fault
-from em_core.journal import Appender, JobTry, RunStatus, SweepDir, append_batch, encode
+from em_core.journal import Appender, RunStatus, SweepDir, append_batch, encode
 from launchers.base import Launcher
 from launchers.task import early_signal
 from sweeps.handout import FRUITLESS_ROUNDS
