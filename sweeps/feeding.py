@@ -82,7 +82,7 @@ class Feed:
     def hand_out(self, manifest: Manifest, runs: Iterable[str], room: dict[str, int], view: View) -> None:
         """Give runs to the jobs that have most room, which `room` then has less of."""
         shares: dict[str, list[str]] = {}
-        for run in runs:
+        for run in dict.fromkeys(runs):  # two trials of one config want the same runs
             job = max(room, key=lambda j: room[j])
             room[job] -= 1
             shares.setdefault(job, []).append(run)

@@ -26,7 +26,7 @@ from sweeps.expand import Config, Expansion, Wanted
 from sweeps.feeding import ACTIVE, Feed
 from sweeps.handout import refuse_halted
 from sweeps.judging import Judge, Verdict
-from sweeps.leading import lead, refuse_other
+from sweeps.leading import PATIENCE, lead, refuse_other
 from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
 from sweeps.objectives import measure_of
 from sweeps.observe import Observer
@@ -113,8 +113,12 @@ class Study:
             for number, origin, point in running:
                 self._begin(number, origin, point)
             self._write_begun()
-            # What a person cancelled is done when the same command is given again; what was stopped here is not.
-            self.revived = {r for r in self.manifest.runs if r not in self.manifest.excluded}
+            view = self.observer.look(self.manifest)
+            self._stop_rests(view)
+            # What a person cancelled is done when the same command is given again; not what was stopped here, nor what is
+            # cancelled from now on in a job that lives on.
+            wanted = self.manifest.runs.keys() - self.manifest.excluded.keys()
+            self.revived = {r for r in wanted if view.states[r] not in ACTIVE}
             self._size = self.sweep.manifest.stat().st_size
 
     def enqueue(self, points: list[dict[str, Any]], origin: str = "enqueued") -> int:
@@ -145,9 +149,12 @@ class Study:
                 if a.run_id not in self.manifest.runs or self.manifest.runs[a.run_id].stage == CONFIRM:
                     continue
                 curve = mine.of(a, self.measures[0])
+                reason = self.manifest.excluded.get(a.run_id, "")
                 if a.status is RunStatus.COMPLETED:
                     self.stopper.end(a.run_id, curve)
-                elif a.status is RunStatus.RUNNING and a.run_id in wanted and a.run_id not in self.manifest.excluded:
+                elif a.status is RunStatus.CANCELLED and reason.startswith(PRUNED):  # by the controller before this one
+                    self.stopper.end(a.run_id, curve, stopped=True)
+                elif a.status is RunStatus.RUNNING and a.run_id in wanted and not reason:
                     step = self.stopper.should_stop(a.run_id, curve)
                     if step is not None:
                         self._stop([a.run_id], f"{PRUNED} {step}: {self.search.within_run}", view)
@@ -158,7 +165,7 @@ class Study:
         for number, config in list(self.open.items()):
             if (found := self.judge.verdict(number, config, self.manifest, view, self.revived)) is not None:
                 self._tell(number, found)
-                self._stop_rest(number, config, found, view)
+                self._stop_rest(number, config.config_id, found.why, view)
         if self.judge.best != before:  # others may be behind the new one
             self._judge_open(view)
 
@@ -167,11 +174,17 @@ class Study:
         self._write_told(number, found)
         self.open.pop(number, None)
 
-    def _stop_rest(self, number: int, config: Config, found: Verdict, view: View) -> None:
-        """A trial that is over early needs its other seeds no more."""
+    def _stop_rest(self, number: int, config_id: str, why: str, view: View, states: Sequence[RunStatus] = ACTIVE) -> None:
+        """A trial that is over early needs its other seeds no more: those that are in one of these states."""
         needed = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
-        rest = {run_id(config.config_id, s) for s in range(self.search.seeds_per_trial)} - needed
-        self._stop([r for r in sorted(rest) if view.states.get(r) in ACTIVE], f"trial {number} was over: {found.why}", view)
+        rest = {run_id(config_id, s) for s in range(self.search.seeds_per_trial)} - needed
+        self._stop([r for r in sorted(rest) if view.states.get(r) in states], f"trial {number} was over: {why}", view)
+
+    def _stop_rests(self, view: View) -> None:
+        """The same for trials that a controller told of and died; since then their runs may have been interrupted."""
+        for number, told in list(self.manifest.told.items()):
+            if told["state"] != Told.COMPLETE and (config := self.manifest.trials[number]["config_id"]):
+                self._stop_rest(number, config, told["why"], view, (*ACTIVE, *LOST))
 
     def _stop(self, runs: Sequence[str], reason: str, view: View) -> None:
         """Have runs stopped, and never done again: they are marked before anybody acts on it."""
@@ -290,8 +303,9 @@ class Study:
             if self.unmakeable >= UNMAKEABLE:
                 message = f"{UNMAKEABLE} trials in a row could not be made; the last: {why}"
                 raise Fault(f"{message}; narrow `search.space`, or have fields searched only `when` others allow it")
-            self._note(number, None, point, origin)
-            self._write_begun()
+            if number not in self.manifest.trials:  # the controller before this one may have died before it was told
+                self._note(number, None, point, origin)
+                self._write_begun()
             self._tell(number, Verdict(told, None, 0, why))
             return None
         self.unmakeable = 0
@@ -305,7 +319,10 @@ class Study:
         asked, search = len(self.manifest.trials) - self.manifest.excluded_trials, self.search
         began = float(self.manifest.study["began"])
         in_time = search.timeout_min is None or time.time() - began < 60 * search.timeout_min
-        return in_time and (search.n_trials is None or asked < search.n_trials) and self._affords(view)
+        # A small space proposes what is under way again: such trials wait for the same runs, and would be asked for without end.
+        twins = len(self.open) - len({c.config_id for c in self.open.values()})
+        may = in_time and (search.n_trials is None or asked < search.n_trials) and twins < self.feed.workers
+        return may and self._affords(view)
 
     def _affords(self, view: View) -> bool:
         """Whether `max_device_hours` has room for a whole trial beside those under way and what confirms the best at the end.
@@ -368,7 +385,7 @@ class Study:
         self.manifest.take({"kind": kind, **fields})
 
     def _locked(self) -> Any:
-        return locked(self.sweep.lock, f"sweep {self.sweep.sweep} is being changed")
+        return locked(self.sweep.lock, f"sweep {self.sweep.sweep} is being changed", wait=PATIENCE)
 
 
 def check_same(manifest: Manifest, record: Mapping[str, Any], name: str) -> None:

@@ -20,9 +20,7 @@ SPEC = """
 name: hunt
 base: {{model_name_or_path: miniature, prompt: plus, method: noop, max_steps: 4}}
 search:
-  space:
-    learning_rate: {{low: 1.0e-5, high: 1.0e-3, log: true}}
-    temperature: {{low: 0.1, high: 1.5}}
+  space: {space}
   sampler: random
   seeds_per_trial: {seeds}
   n_trials: {trials}
@@ -31,6 +29,7 @@ search:
 evaluate: [{{tasks: [two_step_sums], steps: [0, 4], limit: 20}}]
 resources: {{slots_per_job: 2, timeout_min: 5}}
 """
+SPACE = "{learning_rate: {low: 1.0e-5, high: 1.0e-3, log: true}, temperature: {low: 0.1, high: 1.5}}"
 SITE = 'poll_seconds = 1\non_done = "cat > FOLDER/told-done"\non_stop = "cat > FOLDER/told-stop"\n'
 
 
@@ -39,9 +38,9 @@ class Hunt:
 
     def __init__(
         self, folder: Path, env: dict[str, str], step_seconds: float, *, trials: int = TRIALS, seeds: int = SEEDS,
-        workers: int = 4, top: int = 1, confirm: int = CONFIRM,
+        workers: int = 4, top: int = 1, confirm: int = CONFIRM, space: str = SPACE,
     ) -> None:  # fmt: skip
-        spec = SPEC.format(trials=trials, seeds=seeds, workers=workers, top=top, confirm=confirm)
+        spec = SPEC.format(trials=trials, seeds=seeds, workers=workers, top=top, confirm=confirm, space=space)
         (folder / "hunt.yaml").write_text(spec)
         (folder / "site.toml").write_text(SITE.replace("FOLDER", str(folder)))
         self.folder, self.sweep = folder, SweepDir(folder / "runs", "hunt")

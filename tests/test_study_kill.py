@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -15,8 +17,15 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from em_core.errors import Fault
 from em_core.journal import RunStatus
+from em_core.lock import locked
+from em_core.noop import STEP_SECONDS
 from sweeps.observe import Observer
+from sweeps.space import space_of
+from sweeps.spec import load_spec
+from sweeps.study_job import _interruptible
+from sweeps.trials import Told, Trials
 from tests.hunt import Hunt
 from tests.test_kill import kill, processes_of
 
@@ -110,3 +119,67 @@ def test_a_second_controller_is_refused(tmp_path: Path) -> None:
     assert second.stderr.startswith("emsweep: study hunt is being run by process")
     kill(processes_of(tmp_path))
     first.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_trials_of_one_config_share_its_runs(tmp_path: Path) -> None:
+    """Also when everything dies under them: each run is given once more. What is under way is not asked for without end."""
+    few = {"trials": 12, "seeds": 2, "workers": 4, "top": 0, "confirm": 2}
+    hunt = Hunt(tmp_path, dict(os.environ), 2.0, space="{num_iterations: [1, 2]}", **few)  # type: ignore[arg-type]
+    hunt.runs = 2 * 2
+    process = start(hunt)
+    hunt.until_attempts(hunt.runs, RunStatus.RUNNING)
+    assert len(hunt.records("trial")) <= 2 + 4
+    kill(processes_of(tmp_path))
+    process.communicate()
+    hunt.env[STEP_SECONDS] = "0.1"
+    done = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
+    assert done.returncode == 0, done.stdout + done.stderr
+    hunt.check(again=2 * hunt.runs)  # a supervisor may have begun again what was killed before it
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_a_told_trial_left_is_given_up_by_the_next_controller(tmp_path: Path) -> None:
+    """Killed after it told a trial and before it stopped the trial's other runs."""
+    hunt = Hunt(tmp_path, dict(os.environ), 5.0, trials=1, seeds=2, workers=2, top=0)
+    process = start(hunt)
+    hunt.until_attempts(2, RunStatus.RUNNING)
+    kill(processes_of(tmp_path))
+    process.communicate()
+    spec = load_spec(tmp_path / "hunt.yaml")
+    assert spec.search is not None
+    Trials(hunt.sweep.study, "hunt", spec.search, space_of(spec)).tell(0, Told.FAILED, None, 0, "seed 0 failed")
+    done = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {r["run_id"] for r in hunt.records("run")}
+    assert {r["run_id"]: r["reason"] for r in hunt.records("exclude")} == dict.fromkeys(runs, "trial 0 was over: seed 0 failed")
+    assert hunt.attempts(*RunStatus) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_study_waits_for_who_changes_the_sweep(tmp_path: Path) -> None:
+    """An `emsweep cancel RUN` that waits for a slow Slurm holds the lock for longer than most commands would wait."""
+    hunt = Hunt(tmp_path, dict(os.environ), 0.1, trials=2, seeds=2, workers=2, top=0)
+    process = start(hunt)
+    hunt.until_attempts(1, *RunStatus)
+    with locked(hunt.sweep.lock, "the sweep is being changed"):
+        time.sleep(12)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, said + errors
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("ends", [None, Fault("the sweep stopped itself"), KeyboardInterrupt()])
+def test_a_controller_s_job_tells_undisturbed_how_it_ended(ends: BaseException | None) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        with contextlib.suppress(Fault, KeyboardInterrupt), _interruptible():
+            if ends:
+                raise ends
+        assert {signal.getsignal(n) for n in before} == {signal.SIG_IGN}
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)

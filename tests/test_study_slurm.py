@@ -108,6 +108,27 @@ def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slu
     hunt.check(again=4)
 
 
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_run_that_an_earlier_controller_gave_and_a_person_cancels_stays_so(tmp_path: Path, on_slurm: SlurmCluster) -> None:
+    hunt = Hunt(tmp_path, on_slurm.env(), 10, trials=2, seeds=2, top=0)
+    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.until_attempts(4, RunStatus.RUNNING)
+    on_slurm.run("scancel", hunt.follow_ups()[0])
+
+    def led() -> int:
+        return len(list(read_records(hunt.sweep.submissions, (b'{"kind":"controller"',))))
+
+    until(30, "no other leads", lambda: led() == 3)  # the command, the first job and its successor
+    [run, *_] = hunt.records("run")
+    cancelled = hunt.call("cancel", run["run_id"])
+    assert (cancelled.returncode, cancelled.stdout) == (0, "1 runs cancelled\n")
+    hunt.told()
+    states = {r["number"]: (r["state"], r["why"]) for r in hunt.records("told")}
+    assert states == {0: ("failed", "seed 0 was cancelled"), 1: ("complete", "")}
+
+
 @pytest.mark.slow
 def test_a_controller_that_another_overtook_stops(tmp_path: Path, emsweep: Emsweep) -> None:
     hunt = Hunt(tmp_path, dict(os.environ), 0.5)
