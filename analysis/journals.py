@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from em_core.attempts import STATE_PREFIXES, attempt_id
 from em_core.config import Evaluation, TrainingConfig
-from em_core.journal import STATE_PREFIXES, Record, RunStatus, SweepDir, attempt_id, decode, journal_order, read_lines
+from em_core.journal import Record, RunStatus, SweepDir, decode, journal_order, read_lines
 
 Row = dict[str, Any]
 Key = tuple[str, int]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -53,8 +53,8 @@ class Exported:
 
 @dataclass
 class Work:
-    """What is to be done for a config. `parent`: MLflow's id of its run, empty where that is to be made; then `adopted` are the
-    runs of seeds that stay, and get below it."""
+    """What is to be done for a config. `parent`: MLflow's id of its run, empty where that is to be made; then, and where there
+    are several, `adopted` are the runs of seeds that stay, and get below it."""
 
     config: Config
     parent: str
@@ -144,9 +144,9 @@ def _experiment(client: MlflowClient, db: Path, sweep: str, uri: str) -> tuple[s
 
 def _work(config: Config, known: Known) -> Work | None:
     """What is to be done for a config, or None."""
-    there = known.get(config.parent.key, {})
-    work = Work(config, _whole(there, config.parent))
-    work.deleted = [run for run in there if run != work.parent]
+    parents = known.get(config.parent.key, {})
+    work = Work(config, _whole(parents, config.parent))
+    work.deleted = [run for run in parents if run != work.parent]
     for record in config.children:
         there = known.get(record.key, {})
         same = _whole(there, record)
@@ -155,10 +155,10 @@ def _work(config: Config, known: Known) -> Work | None:
             work.new.append(record)
         elif there[same] != record.digest:
             work.edited.append((same, record))
-        if same and not work.parent:
+        if same and list(parents) != [work.parent]:  # an export that was killed may have put it below another
             work.adopted.append(same)
     # The digest of a config's own run holds those of its seeds: where it is right and nothing is to be made, all is well.
-    right = config.parent.digest in known.get(config.parent.key, {}).values()
+    right = config.parent.digest in parents.values()
     return None if right and not (work.new or work.edited or work.deleted) else work
 
 
@@ -227,10 +227,15 @@ def _edit(client: MlflowClient, run: str, record: Record, digest: bool = True) -
     """Make a run of before say what it should now, tags that no longer hold taken away."""
     from analysis.mlflow_stores import DIGEST, log
 
-    for tag in client.get_run(run).data.tags:
+    there = client.get_run(run).data
+    for tag in there.tags:
         if tag.startswith("emsweep.") and tag != DIGEST and tag not in record.tags:
             client.delete_tag(run, tag)
-    log(client, run, record, (), digest)
+    # MLflow refuses another value of a param, and the same model may lie in another folder by now.
+    new = {name: value for name, value in record.params.items() if name not in there.params}
+    log(client, run, replace(record, params=new), (), digest=False)
+    if digest:
+        client.set_tag(run, DIGEST, record.digest)
 
 
 def _curves(con: Any, sweep: str, configs: Sequence[str]) -> dict[str, pl.DataFrame]:

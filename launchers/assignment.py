@@ -7,8 +7,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from em_core.attempts import read_job_try
 from em_core.config import Evaluation, RunRequest, TrainingConfig, steps_within
-from em_core.journal import FINAL, Record, SweepDir, decode, read_job_try, read_lines
+from em_core.journal import FINAL, Record, SweepDir, decode, read_lines
 from launchers.causes import CANCELLED_BY_A_PERSON, HOST_MEMORY
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from em_core.journal import Record, RunStatus, SweepDir, decode, read_lines, write_whole
@@ -16,6 +18,28 @@ from launchers.causes import signature
 
 LOOK_EVERY = 10.0
 """Least seconds between two counts by one supervisor."""
+
+
+@dataclass
+class Alike:
+    """How many runs failed in the same way, by the failure's signature: a supervisor's own at once, all of the sweep's whenever
+    it counts them. `most` stop the sweep (0: none do); only failures after `since` count, when the job was last submitted."""
+
+    sweep: SweepDir
+    most: int
+    since: float
+    counts: Counter[str] = field(default_factory=Counter)
+    looked_at: float = -LOOK_EVERY
+
+    def too_many(self, end: Record) -> str | None:
+        """Take in a failure; where it is one too many leave word that the sweep is to stop, and return why."""
+        same = signature(end)
+        self.counts[same] += 1
+        if not self.most or (self.counts[same] < self.most and time.monotonic() - self.looked_at < LOOK_EVERY):
+            return None
+        self.looked_at = time.monotonic()
+        self.counts[same] = count_alike(self.sweep, same, self.since)
+        return halt(self.sweep, end, self.counts[same]) if self.counts[same] >= self.most else None
 
 
 def count_alike(sweep: SweepDir, failure: str, since: float) -> int:

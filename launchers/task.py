@@ -23,12 +23,13 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-from em_core.config import Execution, can_halve
+from em_core.config import Execution
 from em_core.errors import EmsweepError, Fault
 from em_core.journal import Appender, Record, RunStatus, SweepDir, decode, disk_faults, encode
 from launchers import causes, local_copy, machines
 from launchers.assignment import Assignment, finished_before
-from launchers.halting import LOOK_EVERY, count_alike, halt, halted, is_failure
+from launchers.halting import Alike, halted, is_failure
+from launchers.second_chances import SecondChances
 from launchers.slot import Slot, slot_environment
 from launchers.snapshot import provenance
 
@@ -64,14 +65,12 @@ class Supervisor:
         self.execution = Execution(**assignment.header["execution"])
         self.slots = [Slot(i) for i in range(assignment.header["slots"])]
         self.attempts: Counter[str] = Counter()
-        self.troubles: Counter[tuple[str, str]] = Counter()
-        self.halvings: Counter[str] = Counter()
+        self.chances = SecondChances(self.execution, assignment.header.get("retries", {}))
         self.stopping = ""
         self.stop_cause = causes.STOPPED
         self.stop_at = 0.0
         self.told_to_stop = False
-        self.alike: Counter[str] = Counter()
-        self.looked_at = -LOOK_EVERY
+        self.alike = Alike(sweep, assignment.header.get("stop_after", 0), assignment.header.get("t", 0.0))
         self.memory_kills = causes.memory_kills()
         self.began = 0.0
         self.copies: dict[str, str] = {}
@@ -177,7 +176,7 @@ class Supervisor:
             slot.send({"execution": self.execution.model_dump()})
         slot.record = record
         folder = self.sweep.run_checkpoints(record["run_id"])
-        halvings = self.halvings[record["config_id"]]
+        halvings = self.chances.halvings[record["config_id"]]
         slot.request = self.assignment.request(record, self._next_attempt(record["run_id"]), str(folder), halvings)
         slot.started = time.time()
         slot.send(slot.request.as_json())
@@ -198,7 +197,11 @@ class Supervisor:
         ends = [i for i, line in enumerate(lines) if line.startswith(b'{"kind":"run_end"')]
         for i in ends:
             if is_failure(lines[i]):
-                lines[i] = self._judged(slot, lines[i])
+                assert slot.record is not None
+                assert slot.request is not None
+                lines[i], again = self.chances.judged(lines[i], slot.record, slot.request)
+                if again:
+                    self.assignment.queue.appendleft(slot.record)
         self.journal.write(b"\n".join(lines) + b"\n")
         for i in ends:
             self.journal.sync()
@@ -213,33 +216,8 @@ class Supervisor:
         slot.leaving = b'"worker_ends":true' in line
         if b'"status":"interrupted"' in line and self.stopping:
             self._unfinished = True
-        if is_failure(line):
-            self._halt_if_all_alike(decode(line) or {})
-
-    def _judged(self, slot: Slot, line: bytes) -> bytes:
-        """A failure that the worker reports, which may be bad luck: too little memory is met with less or more of it."""
-        end = decode(line)
-        assert slot.record is not None
-        assert slot.request is not None
-        if end is None:
-            return line
-        if end["cause"] == causes.GPU_MEMORY and can_halve(slot.request.config, self.execution, slot.request.halvings):
-            config = slot.record["config_id"]
-            self.halvings[config] = max(self.halvings[config], slot.request.halvings + 1)
-            self.assignment.queue.appendleft(slot.record)
-            end["status"] = RunStatus.INTERRUPTED
-        elif end["cause"] == causes.HOST_MEMORY and not self._worn_out(slot.record, causes.HOST_MEMORY):
-            end["status"] = RunStatus.INTERRUPTED  # another job gets more
-        elif end["cause"] == causes.PARENT_GONE and not self._worn_out(slot.record, causes.PARENT_GONE):
-            end["status"] = RunStatus.INTERRUPTED  # once its parent was trained again
-        end.pop("kind")
-        return encode("run_end", end).rstrip(b"\n")
-
-    def _worn_out(self, record: Record, cause: str) -> bool:
-        """Count this bad luck of a run, in earlier jobs and here; whether it was once too often."""
-        self.troubles[record["run_id"], cause] += 1
-        times = self.troubles[record["run_id"], cause] + record.get("troubles", {}).get(cause, 0)
-        return causes.worn_out(cause, times, self.assignment.header.get("retries", {}))
+        if is_failure(line) and (reason := self.alike.too_many(decode(line) or {})):
+            self.stop(reason)
 
     def _bury(self, slot: Slot) -> None:
         """The worker died: say why, and put its run back where that was not the run's fault."""
@@ -249,7 +227,7 @@ class Supervisor:
         kills, self.memory_kills = self.memory_kills, causes.memory_kills()
         found = causes.of_death(returncode, out_of_memory=self.memory_kills > kills)
         record, status = slot.record, found.status
-        if status is RunStatus.INTERRUPTED and self._worn_out(record, found.cause):
+        if status is RunStatus.INTERRUPTED and self.chances.worn_out(record, found.cause):
             status = RunStatus.FAILED
         self._journal_end(slot, status, found.cause, found.message, self._log_tail(slot))
         if status is RunStatus.INTERRUPTED and found.cause != causes.HOST_MEMORY:
@@ -290,17 +268,6 @@ class Supervisor:
                     self._journal_end(slot, RunStatus.CANCELLED, causes.CANCELLED, reason)
         cancelled.clear()
 
-    def _halt_if_all_alike(self, end: Record) -> None:
-        """Stop the whole sweep when as many runs as it allows failed as this one did since it was last submitted."""
-        most = self.assignment.header.get("stop_after", 0)
-        same = causes.signature(end)
-        self.alike[same] += 1
-        if most and (self.alike[same] >= most or time.monotonic() - self.looked_at >= LOOK_EVERY):
-            self.looked_at = time.monotonic()
-            self.alike[same] = count_alike(self.sweep, same, self.assignment.header["t"])
-            if self.alike[same] >= most:
-                self.stop(halt(self.sweep, end, self.alike[same]))
-
     # -- journal ------------------------------------------------------------------------------------------------
 
     def _journal_start(self) -> None:
@@ -328,7 +295,7 @@ class Supervisor:
         minutes = self.assignment.header.get("timeout_min")
         saves = self.execution.save_steps > 0
         assert slot.record is not None
-        if self.stop_cause == causes.TIME_LIMIT and saves and self._worn_out(slot.record, causes.TIME_LIMIT):
+        if self.stop_cause == causes.TIME_LIMIT and saves and self.chances.worn_out(slot.record, causes.TIME_LIMIT):
             self._journal_end(slot, RunStatus.FAILED, causes.TIME_LIMIT, "met its job's time limit too often")
         elif self.stop_cause == causes.TIME_LIMIT and not slot.ended and not saves and self._had_it_all(slot):
             longer = (

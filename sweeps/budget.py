@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from em_core.attempts import Attempt, JobTry
 from em_core.errors import Fault
-from em_core.journal import Attempt, JobTry, RunStatus, SweepDir
+from em_core.journal import RunStatus, SweepDir
 from sweeps.expand import Config
 from sweeps.manifest import Manifest
 from sweeps.price import Seconds

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
+from em_core.attempts import Attempt
 from em_core.config import run_id
-from em_core.journal import Attempt, RunStatus, SweepDir
+from em_core.journal import RunStatus, SweepDir
 from sweeps.manifest import Manifest
 
 Checkpoint = tuple[str, int]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +15,19 @@ from sweeps import cli_care, cli_cluster, cli_export, cli_import, cli_prompts, c
 from sweeps.options import (
     RESULTS,
     RUNS,
+    As,
     AsJson,
     Db,
+    Format,
+    Fruitless,
     Launcher,
     LauncherName,
     Root,
+    RowsFile,
     Sets,
     SpecPath,
+    Sweep,
+    Tried,
     Yes,
     load,
     plain_console,
@@ -39,13 +44,6 @@ app = typer.Typer(
     help="Sweeps of entropy-minimization runs, on this machine or a Slurm cluster, honest about seeds.",
     epilog="The usual way: emsweep plan SPEC, emsweep run SPEC, emsweep report SWEEP, emsweep sql '...'.",
 )
-
-
-class Format(StrEnum):
-    table = "table"
-    csv = "csv"
-    json = "json"
-    parquet = "parquet"
 
 
 Retrain = Annotated[bool, typer.Option(help="Train again what lacks a measurement and kept no checkpoint.")]
@@ -196,11 +194,11 @@ def confirm(
 
 @app.command("follow-up")
 def follow_up(
-    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    sweep: Sweep,
     root: Root = RUNS,
     db: Db = RESULTS,
-    tried: Annotated[int, typer.Option(hidden=True, help="Attempts known at the last round.")] = -1,
-    fruitless: Annotated[int, typer.Option(hidden=True, help="Rounds in a row without any.")] = 0,
+    tried: Tried = -1,
+    fruitless: Fruitless = 0,
 ) -> None:
     """Go on with a sweep whose Slurm jobs are over: what the small job after them runs. Never trains here."""
     from sweeps import follow
@@ -234,8 +232,8 @@ def collect(root: Root = RUNS, db: Db = RESULTS) -> None:
 @app.command()
 def sql(
     query: Annotated[str, typer.Argument(help="One SQL query; docs/sql.md describes tables and views.")],
-    format_: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.table,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file (parquet needs one).")] = None,
+    format_: As = Format.table,
+    out: RowsFile = None,
     db: Db = RESULTS,
 ) -> None:
     """Query the results, read-only."""
@@ -249,7 +247,7 @@ def sql(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    sweep: Sweep,
     root: Root = RUNS,
     db: Db = RESULTS,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the page (default: the sweep's).")] = None,
@@ -285,14 +283,14 @@ def compare(
 
 @app.command()
 def law(
-    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    sweep: Sweep,
     fit_steps: Annotated[
         int | None, typer.Option(min=1, help="Foretell from the steps up to this one (default: the first quarter of them).")
     ] = None,
     eval_id: Annotated[str | None, typer.Option("--eval", help="Accuracy by this eval_id (default: the spec's first).")] = None,
     by_run: Annotated[bool, typer.Option("--runs", help="One row per run instead of one per config.")] = False,
-    format_: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.table,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file (parquet needs one).")] = None,
+    format_: As = Format.table,
+    out: RowsFile = None,
     db: Db = RESULTS,
 ) -> None:
     """Fit the entropy law: accuracy R = b - a e^H, its ceiling b - a, and how well the first steps foretell the others."""

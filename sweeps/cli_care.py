@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from em_core.errors import UserError
-from sweeps.options import RUNS, AsJson, Root, Target, Where, plain_console
+from sweeps.options import RUNS, AnySweep, AsJson, Root, Sweep, Target, Where, plain_console
 
 app = typer.Typer()
 
 
 @app.command()
 def status(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep (default: all).")] = None,
+    sweep: AnySweep = None,
     watch: Annotated[bool, typer.Option("--watch", help="Until nothing is running.")] = False,
     root: Root = RUNS,
     as_json: AsJson = False,
@@ -135,7 +135,7 @@ def merge(
 
 @app.command()
 def pack(
-    sweep: Annotated[str, typer.Argument(help="A sweep.")],
+    sweep: Sweep,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file (default: SWEEP.zip here).")] = None,
     root: Root = RUNS,
 ) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from sweeps.options import RESULTS, RUNS, Db, Root, plain_console
+from sweeps.options import RESULTS, RUNS, AnySweep, Db, Root, plain_console
 
 app = typer.Typer(no_args_is_help=True, help="Write results for other tools.")
 
 
 @app.command()
-def mlflow(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep (default: all).")] = None, root: Root = RUNS, db: Db = RESULTS
-) -> None:
+def mlflow(sweep: AnySweep = None, root: Root = RUNS, db: Db = RESULTS) -> None:
     """Write what is new or changed into MLflow: MLFLOW_TRACKING_URI, or mlflow.db beside the results."""
     from analysis.collect import collect
     from analysis.mlflow_export import export, shown, tracking_uri

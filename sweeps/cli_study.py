@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from em_core.errors import UserError
-from sweeps.options import RESULTS, RUNS, Db, Launcher, LauncherName, Root, Sets, SpecPath, Yes, load, plain_console
+from sweeps.options import (
+    RESULTS,
+    RUNS,
+    Db,
+    Fruitless,
+    Launcher,
+    LauncherName,
+    Root,
+    Sets,
+    SpecPath,
+    Sweep,
+    Tried,
+    Yes,
+    load,
+    plain_console,
+)
 
 app = typer.Typer()
 
 
 @app.command("study-job")
 def study_job(
-    sweep: Annotated[str, typer.Argument(help="A study.")],
-    tried: Annotated[int, typer.Option(help="Attempts that were known when the controller before it began.")] = -1,
-    fruitless: Annotated[int, typer.Option(help="How many controllers in a row brought none.")] = 0,
+    sweep: Sweep,
     root: Root = RUNS,
     db: Db = RESULTS,
+    tried: Tried = -1,
+    fruitless: Fruitless = 0,
 ) -> None:
     """Carry a study on that was submitted to Slurm: what the small job runs that `emsweep submit` sends for it."""
     from sweeps import study_job as job

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from em_core.journal import Attempt, JobTry, Record, read_job_try, sweeps_under
+from em_core.attempts import Attempt, JobTry, read_job_try
+from em_core.journal import Record, sweeps_under
 from launchers.snapshot import code_digest
 from sweeps.observe import Observer
 from sweeps.reconcile import View

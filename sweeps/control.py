@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from em_core.attempts import Attempt
 from em_core.errors import UserError
-from em_core.journal import FINAL, Appender, Attempt, RunStatus, append_batch
+from em_core.journal import FINAL, Appender, RunStatus, append_batch
 from em_core.lock import locked
 from launchers.causes import CANCELLED_BY_A_PERSON, CAUSES
 from launchers.halting import halted

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from em_core.journal import Attempt, Record, SweepDir, decode_all, journal_order, read_lines
+from em_core.attempts import Attempt
+from em_core.journal import Record, SweepDir, decode_all, journal_order, read_lines
 
 Measure = tuple[str, str]
 """(eval_id, metric): `accuracy` or a value that the evaluation tells by name."""

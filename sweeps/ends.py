@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from em_core.journal import Attempt, JobTry, Record, RunStatus, SweepDir, append_batch
+from em_core.attempts import Attempt, JobTry
+from em_core.journal import Record, RunStatus, SweepDir, append_batch
 from launchers.base import Ended, JobState, Launcher
 from launchers.causes import CANCELLED, CANCELLED_BY_A_PERSON, LOST, STOPPED, TIME_LIMIT, of_job, worn_out
 from launchers.task import SOON

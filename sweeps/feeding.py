@@ -8,8 +8,9 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from em_core.attempts import JobTry
 from em_core.errors import Fault
-from em_core.journal import Appender, JobTry, RunStatus, SweepDir, append_batch, encode
+from em_core.journal import Appender, RunStatus, SweepDir, append_batch, encode
 from launchers.base import Launcher
 from launchers.task import early_signal
 from sweeps.handout import FRUITLESS_ROUNDS, more_memory
@@ -97,7 +98,7 @@ class Feed:
     def hand_out(self, manifest: Manifest, runs: Iterable[str], room: dict[str, int], view: View) -> None:
         """Give runs to the jobs that have most room, which `room` then has less of."""
         shares: dict[str, list[str]] = {}
-        for run in runs:
+        for run in dict.fromkeys(runs):  # two trials of one config want the same runs
             job = max(room, key=lambda j: room[j])
             room[job] -= 1
             shares.setdefault(job, []).append(run)

@@ -18,9 +18,10 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis.tables import text_table
+from em_core.attempts import JobTry
 from em_core.config import Keep
 from em_core.errors import UserError
-from em_core.journal import JobTry, RunStatus, SweepDir, read_records, sweeps_under
+from em_core.journal import RunStatus, SweepDir, read_records, sweeps_under
 from em_core.lock import locked
 from launchers.base import JobState
 from sweeps.chains import Checkpoint, needed_starts

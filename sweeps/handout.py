@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_core.attempts import JobTry
 from em_core.errors import Fault
-from em_core.journal import JobTry, RunStatus, SweepDir, append_batch
+from em_core.journal import RunStatus, SweepDir, append_batch
 from launchers.base import Launcher
 from launchers.causes import HOST_MEMORY
 from launchers.halting import halted

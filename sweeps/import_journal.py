@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from em_core.attempts import Attempt, read_job_try
 from em_core.config import Evaluation, TrainingConfig, reads
 from em_core.errors import UserError
-from em_core.journal import Attempt, Record, RunStatus, SweepDir, append_batch, read_job_try, write_whole
+from em_core.journal import Record, RunStatus, SweepDir, append_batch, write_whole
 from em_core.known_methods import IMPORTED
 from em_core.lock import locked
 from launchers.causes import CANCELLED, NON_FINITE

@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from em_core.attempts import Attempt
 from em_core.config import PARAMS, Scalar, TrainingConfig, config_id, run_id
 from em_core.errors import UserError
-from em_core.journal import Attempt, RunStatus
+from em_core.journal import RunStatus
 from em_core.known_methods import IMPORTED
 from sweeps.complaints import unknown
 from sweeps.expand import Config

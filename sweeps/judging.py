@@ -22,6 +22,8 @@ from sweeps.search import Search
 from sweeps.stopped import PRUNED
 from sweeps.trials import Told, Trials, best_first
 
+BEHIND = "behind the best after"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -83,7 +85,7 @@ class Judge:
         values = list(self._values(config, first, view)[0].values())
         if not all(map(math.isfinite, values)) or not self._is_behind(number, values, manifest, view):
             return None
-        return Verdict(Told.PRUNED, [sum(values) / len(values)], len(values), f"behind the best after {len(values)} seeds")
+        return Verdict(Told.PRUNED, [sum(values) / len(values)], len(values), f"{BEHIND} {len(values)} seeds")
 
     def _lost(self, state: RunStatus | None, excluded: str, revived: bool) -> tuple[Told, str] | None:
         """What a single run decides for its trial, and why."""
@@ -92,6 +94,8 @@ class Judge:
                 return Told.DIVERGED, "diverged"
             case RunStatus.EXCLUDED if excluded.startswith(PRUNED):
                 return Told.PRUNED, excluded
+            case RunStatus.EXCLUDED if BEHIND in excluded:  # under way when a trial of the same config was given up
+                return Told.PRUNED, f"is excluded: {excluded}"
             case RunStatus.EXCLUDED:
                 return Told.FAILED, f"is excluded: {excluded}"
             case RunStatus.FAILED:

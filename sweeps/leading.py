@@ -19,7 +19,8 @@ from launchers.slurm import is_cluster, own_job_id
 from sweeps.observe import Observer
 
 PATIENCE = 60.0
-"""Seconds to wait for a controller's job that was ended to be known to be over."""
+"""Seconds to wait for a controller's job that was ended to be known to be over, and for who changes the sweep: a person's
+`emsweep cancel` may be waiting for a slow Slurm, and a study is not to stop for that."""
 
 
 def lead(sweep: SweepDir) -> str:

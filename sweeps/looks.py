@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from em_core.attempts import read_job_try
 from em_core.config import run_id, steps_within
 from em_core.errors import Fault
-from em_core.journal import RunStatus, SweepDir, decode_all, read_job_try, read_lines
+from em_core.journal import RunStatus, SweepDir, decode_all, read_lines
 from sweeps.expand import Expansion, Wanted
 from sweeps.manifest import EXPLORE, LEFT_THE_SPEC, SEED_BUDGET, Manifest, Run
 from sweeps.observe import sharing

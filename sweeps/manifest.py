@@ -133,6 +133,7 @@ def additions(before: Manifest, expansion: Expansion, why: str, spec: Mapping[st
     for stage, runs in ((PARENT, parents), (CONFIRM, expansion.runs)):
         for w in runs:
             if (w.run_id, w.arm) not in known:
+                known.add((w.run_id, w.arm))  # two trials of a study may propose the same config at once
                 who = {"run_id": w.run_id, "config_id": w.config.config_id, "seed": w.seed, "repeat": w.repeat, "arm": w.arm}
                 batch.append(("run", {**who, "stage": stage if why == CONFIRM else EXPLORE, "why": why, "t": now}))
     if why == "spec":

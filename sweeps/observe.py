@@ -9,20 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from em_core.journal import (
-    Attempt,
-    JobTry,
-    JobTryReader,
-    Record,
-    SweepDir,
-    append_batch,
-    decode_all,
-    read_job_try,
-    read_lines,
-    read_records,
-    sweeps_under,
-    winner,
-)
+from em_core.attempts import Attempt, JobTry, JobTryReader, read_job_try, winner
+from em_core.journal import Record, SweepDir, append_batch, decode_all, read_lines, read_records, sweeps_under
 from launchers.base import JobState, Launcher
 from launchers.causes import NODE_FAILURE
 from launchers.local import LocalLauncher

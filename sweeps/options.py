@@ -20,6 +20,13 @@ class LauncherName(StrEnum):
     slurm = "slurm"
 
 
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML).")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field; part of the sweep's name. Repeatable.")
@@ -27,6 +34,8 @@ Sets = Annotated[
 Launcher = Annotated[LauncherName, typer.Option(help="auto: Slurm on a cluster, else this machine.")]
 Root = Annotated[Path, typer.Option(envvar="EMSWEEP_ROOT", resolve_path=True, help="Folder of the runs.")]
 Db = Annotated[Path, typer.Option(envvar="EMSWEEP_DB", resolve_path=True, help="Results file (DuckDB).")]
+Sweep = Annotated[str, typer.Argument(help="A sweep.")]
+AnySweep = Annotated[str | None, typer.Argument(help="A sweep (default: all).")]
 Target = Annotated[str, typer.Argument(metavar="SWEEP|CONFIG|RUN", help="A sweep, a config id or a run id.")]
 Where = Annotated[
     list[str] | None,
@@ -38,6 +47,10 @@ Where = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+As = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
+RowsFile = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file (parquet needs one).")]
+Tried = Annotated[int, typer.Option(hidden=True, help="Attempts known when the small job before this one began.")]
+Fruitless = Annotated[int, typer.Option(hidden=True, help="How many of these jobs in a row brought none.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask, however long it takes.")]
 RUNS, RESULTS = Path("runs"), Path("results.duckdb")
 

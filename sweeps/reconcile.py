@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from em_core.attempts import Attempt, JobTry, winner
 from em_core.config import steps_within
-from em_core.journal import Attempt, JobTry, RunStatus, winner
+from em_core.journal import RunStatus
 from launchers.base import JobState
 from launchers.causes import CANCELLED, HOST_MEMORY, PARENT_GONE
 from sweeps.chains import Checkpoint, Starts, Verdict

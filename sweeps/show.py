@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from analysis.tables import text_table
+from em_core.attempts import Attempt
 from em_core.errors import UserError
-from em_core.journal import Attempt, Record, SweepDir, decode, read_lines
+from em_core.journal import Record, SweepDir, decode, read_lines
 from em_core.prompts import is_set, prompts_of
 from sweeps.expand import Config
 from sweeps.manifest import find_run, read_manifest

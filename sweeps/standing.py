@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.tables import text_table
-from em_core.journal import Attempt, JobTry, RunStatus, SweepDir, read_records
+from em_core.attempts import Attempt, JobTry
+from em_core.journal import RunStatus, SweepDir, read_records
 from launchers.causes import CANCELLED, LOST
 from launchers.halting import halted
 from sweeps.logs import slurm_log

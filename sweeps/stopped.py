@@ -38,8 +38,7 @@ class Stopper:
     def should_stop(self, run_id: str, curve: Mapping[int, float]) -> int | None:
         """Take in what a run measured so far; the step at which it is to be stopped, None where it may go on."""
         for step in self._new(run_id, curve):
-            self._trial(run_id).report(curve[step], step)
-            if step > self.search.n_warmup_steps and self._trial(run_id).should_prune():
+            if self._judged(run_id, step, curve[step]):
                 self.end(run_id, curve, stopped=True)
                 return step
         return None
@@ -50,13 +49,18 @@ class Stopper:
             return
         self._over.add(run_id)
         for step in self._new(run_id, curve):
-            self._trial(run_id).report(curve[step], step)
+            self._judged(run_id, step, curve[step])  # halving compares a run with those that it has judged
         last = max((s for s, v in curve.items() if s > 0 and v == v), default=None)
         trial = self._trial(run_id)
         if stopped or last is None:
             self.study.tell(trial, state=TrialState.PRUNED if stopped else TrialState.FAIL)
         else:
             self.study.tell(trial, curve[last])
+
+    def _judged(self, run_id: str, step: int, value: float) -> bool:
+        """Let the pruner see a value; whether it would have the run stopped there."""
+        self._trial(run_id).report(value, step)
+        return step > self.search.n_warmup_steps and self._trial(run_id).should_prune()
 
     def _trial(self, run_id: str) -> Trial:
         if run_id not in self._runs:

@@ -26,8 +26,8 @@ from sweeps.expand import Config, Expansion, Wanted
 from sweeps.feeding import ACTIVE, Feed
 from sweeps.handout import refuse_halted
 from sweeps.judging import Judge, Verdict
-from sweeps.leading import lead, refuse_other
-from sweeps.manifest import CONFIRM, STUDY, Manifest, extend, read_manifest
+from sweeps.leading import PATIENCE, lead, refuse_other
+from sweeps.manifest import CONFIRM, STUDY, extend, read_manifest
 from sweeps.objectives import measure_of
 from sweeps.observe import Observer
 from sweeps.plan import spec_fields
@@ -36,10 +36,9 @@ from sweeps.site import Site
 from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
 from sweeps.stopped import PRUNED, Stopper
+from sweeps.study_record import check_same, record_of
 from sweeps.trials import Told, Trials, best_first
 
-FIXED = ("objectives", "seeds_per_trial")
-"""Of a study's record: what its trials' values mean, and so can never change."""
 UNMAKEABLE = 20
 """Trials in a row that are excluded, or whose values cannot go together, after which the space is taken to be wrong."""
 LOST = (RunStatus.NEW, RunStatus.INTERRUPTED)
@@ -58,7 +57,7 @@ class Study:
         self.feed = Feed(spec, sweep, site, self.observer.launchers[launcher], self.observer)
         self.every = site.poll_seconds
         before = read_manifest(sweep)
-        record = self._record(before)
+        record = record_of(self.search, self.space, before)
         check_same(before, record, sweep.sweep)
         with self._locked():
             self.mark = lead(sweep)
@@ -113,8 +112,12 @@ class Study:
             for number, origin, point in running:
                 self._begin(number, origin, point)
             self._write_begun()
-            # What a person cancelled is done when the same command is given again; what was stopped here is not.
-            self.revived = {r for r in self.manifest.runs if r not in self.manifest.excluded}
+            view = self.observer.look(self.manifest)
+            self._stop_rests(view)
+            # What a person cancelled is done when the same command is given again; not what was stopped here, nor what is
+            # cancelled from now on in a job that lives on.
+            wanted = self.manifest.runs.keys() - self.manifest.excluded.keys()
+            self.revived = {r for r in wanted if view.states[r] not in ACTIVE}
             self._size = self.sweep.manifest.stat().st_size
 
     def enqueue(self, points: list[dict[str, Any]], origin: str = "enqueued") -> int:
@@ -145,9 +148,12 @@ class Study:
                 if a.run_id not in self.manifest.runs or self.manifest.runs[a.run_id].stage == CONFIRM:
                     continue
                 curve = mine.of(a, self.measures[0])
+                reason = self.manifest.excluded.get(a.run_id, "")
                 if a.status is RunStatus.COMPLETED:
                     self.stopper.end(a.run_id, curve)
-                elif a.status is RunStatus.RUNNING and a.run_id in wanted and a.run_id not in self.manifest.excluded:
+                elif a.status is RunStatus.CANCELLED and reason.startswith(PRUNED):  # by the controller before this one
+                    self.stopper.end(a.run_id, curve, stopped=True)
+                elif a.status is RunStatus.RUNNING and a.run_id in wanted and not reason:
                     step = self.stopper.should_stop(a.run_id, curve)
                     if step is not None:
                         self._stop([a.run_id], f"{PRUNED} {step}: {self.search.within_run}", view)
@@ -158,7 +164,7 @@ class Study:
         for number, config in list(self.open.items()):
             if (found := self.judge.verdict(number, config, self.manifest, view, self.revived)) is not None:
                 self._tell(number, found)
-                self._stop_rest(number, config, found, view)
+                self._stop_rest(number, config.config_id, found.why, view)
         if self.judge.best != before:  # others may be behind the new one
             self._judge_open(view)
 
@@ -167,11 +173,17 @@ class Study:
         self._write_told(number, found)
         self.open.pop(number, None)
 
-    def _stop_rest(self, number: int, config: Config, found: Verdict, view: View) -> None:
-        """A trial that is over early needs its other seeds no more."""
+    def _stop_rest(self, number: int, config_id: str, why: str, view: View, states: Sequence[RunStatus] = ACTIVE) -> None:
+        """A trial that is over early needs its other seeds no more: those that are in one of these states."""
         needed = {run_id(c.config_id, s) for c in self.open.values() for s in range(self.search.seeds_per_trial)}
-        rest = {run_id(config.config_id, s) for s in range(self.search.seeds_per_trial)} - needed
-        self._stop([r for r in sorted(rest) if view.states.get(r) in ACTIVE], f"trial {number} was over: {found.why}", view)
+        rest = {run_id(config_id, s) for s in range(self.search.seeds_per_trial)} - needed
+        self._stop([r for r in sorted(rest) if view.states.get(r) in states], f"trial {number} was over: {why}", view)
+
+    def _stop_rests(self, view: View) -> None:
+        """The same for trials that a controller told of and died; since then their runs may have been interrupted."""
+        for number, told in list(self.manifest.told.items()):
+            if told["state"] != Told.COMPLETE and (config := self.manifest.trials[number]["config_id"]):
+                self._stop_rest(number, config, told["why"], view, (*ACTIVE, *LOST))
 
     def _stop(self, runs: Sequence[str], reason: str, view: View) -> None:
         """Have runs stopped, and never done again: they are marked before anybody acts on it."""
@@ -290,8 +302,9 @@ class Study:
             if self.unmakeable >= UNMAKEABLE:
                 message = f"{UNMAKEABLE} trials in a row could not be made; the last: {why}"
                 raise Fault(f"{message}; narrow `search.space`, or have fields searched only `when` others allow it")
-            self._note(number, None, point, origin)
-            self._write_begun()
+            if number not in self.manifest.trials:  # the controller before this one may have died before it was told
+                self._note(number, None, point, origin)
+                self._write_begun()
             self._tell(number, Verdict(told, None, 0, why))
             return None
         self.unmakeable = 0
@@ -305,7 +318,10 @@ class Study:
         asked, search = len(self.manifest.trials) - self.manifest.excluded_trials, self.search
         began = float(self.manifest.study["began"])
         in_time = search.timeout_min is None or time.time() - began < 60 * search.timeout_min
-        return in_time and (search.n_trials is None or asked < search.n_trials) and self._affords(view)
+        # A small space proposes what is under way again: such trials wait for the same runs, and would be asked for without end.
+        twins = len(self.open) - len({c.config_id for c in self.open.values()})
+        may = in_time and (search.n_trials is None or asked < search.n_trials) and twins < self.feed.workers
+        return may and self._affords(view)
 
     def _affords(self, view: View) -> bool:
         """Whether `max_device_hours` has room for a whole trial beside those under way and what confirms the best at the end.
@@ -341,12 +357,6 @@ class Study:
 
     # -- records ----------------------------------------------------------------------------------------------------
 
-    def _record(self, before: Manifest) -> dict[str, Any]:
-        s, began = self.search, before.study.get("began", time.time())
-        said = {k: getattr(s, k) for k in ("sampler", "pruner", "seeds_per_trial", "n_trials")}
-        objectives = [o.model_dump() for o in s.objectives]
-        return {"objectives": objectives, "space": self.space.as_json(), "within": s.within_run, "began": began, **said}
-
     def _note(self, number: int, config_id: str | None, point: Mapping[str, Any], origin: str) -> None:
         said = {"number": number, "config_id": config_id, "params": dict(point), "origin": origin, "t": time.time()}
         self.manifest.take({"kind": "trial", **said})
@@ -368,24 +378,4 @@ class Study:
         self.manifest.take({"kind": kind, **fields})
 
     def _locked(self) -> Any:
-        return locked(self.sweep.lock, f"sweep {self.sweep.sweep} is being changed")
-
-
-def check_same(manifest: Manifest, record: Mapping[str, Any], name: str) -> None:
-    """Refuse to go on with a study whose trials were judged otherwise. Raises `UserError`."""
-    before = manifest.study
-    for key in FIXED if before else ():
-        if before[key] != record[key]:
-            said = "objective" if key == "objectives" else key
-            raise UserError(
-                f"search.{said}: the study {name} was begun with another; its trials cannot be compared: give it another name"
-            )
-    for field, said in before.get("space", {}).items():
-        now = record["space"].get(field, {})
-        if now and _kind(said) != _kind(now):  # Optuna would refuse the next trial
-            kinds = "a study keeps its choices, and what it searches as numbers, whole numbers or on a logarithmic scale"
-            raise UserError(f"search.space.{field}: {kinds}; give the study another name to change them")
-
-
-def _kind(said: Mapping[str, Any]) -> tuple[Any, ...]:
-    return said.get("choices"), said.get("log", False), isinstance(said.get("low"), int)
+        return locked(self.sweep.lock, f"sweep {self.sweep.sweep} is being changed", wait=PATIENCE)

@@ -111,7 +111,7 @@ def _submit(sweep: SweepDir, observer: Observer, db: Path, site: Site, after: li
         "--tried", str(tried), "--fruitless", str(fruitless),
     ]  # fmt: skip
     most = longest_minutes(site.follow_up_resources.get("slurm_partition", site.partition))
-    with locked(sweep.lock, f"sweep {sweep.sweep} is being changed"):
+    with locked(sweep.lock, f"sweep {sweep.sweep} is being changed", wait=PATIENCE):
         return send_small_job(sweep, slurm, "study", after, command, site, time=min(MINUTES, most or MINUTES))
 
 
@@ -124,6 +124,8 @@ def _interruptible() -> Iterator[None]:
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, interrupt)
-    yield
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # what is left is to tell, and takes a moment
-        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGUSR2):  # what is left is to tell, and takes a moment
+            signal.signal(number, signal.SIG_IGN)

@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from em_core.attempts import read_job_try
 from em_core.config import Execution, RunRequest
-from em_core.journal import SweepDir, read_job_try, read_records
+from em_core.journal import SweepDir, read_records
 from em_core.noop import STEP_SECONDS, Noop
 from tests.cluster import SlurmCluster
 from tests.fault_tools import Schedulers, completed, duplicates

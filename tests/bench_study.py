@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from em_core.journal import SweepDir, read_job_try, read_records
+from em_core.attempts import read_job_try
+from em_core.journal import SweepDir, read_records
 from em_core.noop import STEP_SECONDS
 from sweeps.space import space_of
 from sweeps.spec import enter_site, load_spec

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from em_core.journal import JobTry, RunStatus, SweepDir
+from em_core.attempts import JobTry
+from em_core.journal import RunStatus, SweepDir
 from em_core.noop import STEP_SECONDS
 from sweeps.manifest import read_manifest
 from sweeps.observe import Observer

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from em_core.journal import Attempt, JobTry, RunStatus, SweepDir
+from em_core.attempts import Attempt, JobTry
+from em_core.journal import RunStatus, SweepDir
 from sweeps.budget import Budget, devices, promised_hours, that_fits, used_hours
 from sweeps.expand import expand
 from sweeps.plan import make_plan

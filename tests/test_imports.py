@@ -13,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("em_core", "launchers", "sweeps", "analysis")
-SHARED = {"em_core", "em_core.config", "em_core.journal", "em_core.errors", "em_core.lock"}
+SHARED = {"em_core", "em_core.attempts", "em_core.config", "em_core.journal", "em_core.errors", "em_core.lock"}
 """The vocabulary that everybody may use; the bare package is where it lies."""
 NOT_ON_A_NODE = {"duckdb", "polars", "optuna", "mlflow", "matplotlib", "scipy", "statsmodels", "selenium"}
 NEVER_TORCH = {
+    "em_core.attempts",
     "em_core.config",
     "em_core.journal",
     "em_core.lock",

@@ -23,6 +23,7 @@ from analysis.mlflow_export import export, quiet, shown
 from analysis.mlflow_records import clean, evaluation_label, thinned
 from em_core.config import Evaluation
 from em_core.errors import UserError
+from em_core.journal import SweepDir, append_batch, read_records
 from tests.conftest import Emsweep
 from tests.journals import GREEDY, SAMPLED, T0, Sweep
 from tests.mlflow_server import served
@@ -379,3 +380,38 @@ def test_an_evaluation_is_named_by_what_is_not_the_default() -> None:
 def test_a_password_is_not_shown() -> None:
     assert shown("https://me:secret@host:1/x") == "https://***@host:1/x"
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_model_that_lies_elsewhere_by_now_is_no_other_param(empty: Path, tmp_path: Path) -> None:
+    """MLflow refuses another value of a param, and a path makes no config: what a run was first said to have stays."""
+    sweep, db = small(tmp_path, seeds=2)
+    uri = new(empty, tmp_path / "mlflow")
+    assert export(db, "demo", uri).new == 12
+    other = SweepDir(sweep.root, "another")  # whose name comes first, and so its word for the model
+    for r in read_records(sweep.dir.manifest):
+        fields: dict[str, Any] = {k: v for k, v in r.items() if k != "kind"}
+        if r["kind"] == "config":
+            fields["training"] |= {"model_name_or_path": "/moved/model"}
+        append_batch(other.manifest, [(r["kind"], fields | ({"sweep": "another"} if r["kind"] == "sweep" else {}))])
+    collect(sweep.root, db)
+    done = [export(db, "demo", uri) for _ in range(2)]
+    assert [(d.new, d.edited, d.unchanged) for d in done] == [(0, 12, 0), (0, 0, 12)]
+    assert held(uri)[sweep.runs[1].run_id]["params"]["model_name_or_path"] == "miniature"
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_seeds_come_back_from_a_config_s_run_that_was_not_finished(empty: Path, tmp_path: Path) -> None:
+    """An export was killed when it had put them below a new one, and then an exclusion was undone: the old one holds again."""
+    sweep, db = small(tmp_path, seeds=2)
+    uri = new(empty, tmp_path / "mlflow")
+    export(db, "demo", uri)
+    before, client, config = held(uri), client_of(uri), sweep.runs[1].config_id
+    stray = client.create_run("1", tags={"emsweep.config_id": config})
+    for run in client.search_runs(["1"], f"tags.`emsweep.config_id` = '{config}' and tags.`emsweep.seed` LIKE '%'"):
+        client.set_tag(run.info.run_id, "mlflow.parentRunId", stray.info.run_id)
+    done = export(db, "demo", uri)
+    assert (done.new, done.edited, done.unchanged) == (0, 0, 12)
+    assert held(uri) == before

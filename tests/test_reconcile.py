@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from em_core.attempts import Attempt, JobTry
 from em_core.config import Evaluation, TrainingConfig
-from em_core.journal import Attempt, JobTry, RunStatus
+from em_core.journal import RunStatus
 from launchers.base import JobState
 from sweeps.expand import Config
 from sweeps.manifest import Manifest, Run

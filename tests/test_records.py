@@ -13,23 +13,19 @@ from typing import Any
 
 import pytest
 
+from em_core.attempts import Attempt, JobTryReader, attempt_id, read_job_try, winner
 from em_core.errors import Fault
 from em_core.journal import (
     Appender,
-    Attempt,
-    JobTryReader,
     RunStatus,
     SweepDir,
     append_batch,
-    attempt_id,
     decode,
     encode,
     journal_order,
-    read_job_try,
     read_lines,
     read_records,
     sweeps_under,
-    winner,
     write_whole,
 )
 

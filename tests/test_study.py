@@ -19,8 +19,9 @@ import optuna
 import pytest
 
 from analysis.queries import sql
+from em_core.attempts import Attempt
 from em_core.config import run_id
-from em_core.journal import Attempt, RunStatus, SweepDir
+from em_core.journal import RunStatus, SweepDir
 from em_core.noop import FAULT, STEP_SECONDS
 from sweeps import cli
 from sweeps.confirm import FIRST_FRESH

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,45 +17,34 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from em_core.journal import RunStatus, SweepDir, read_records
+from em_core.errors import Fault
+from em_core.journal import RunStatus
+from em_core.lock import locked
 from em_core.noop import STEP_SECONDS
 from sweeps.observe import Observer
-from tests.test_kill import REPO, kill, processes_of
+from sweeps.space import space_of
+from sweeps.spec import load_spec
+from sweeps.study_job import _interruptible
+from sweeps.trials import Told, Trials
+from tests.hunt import Hunt
+from tests.test_kill import kill, processes_of
 
-TRIALS, SEEDS, KILLS = 30, 4, 20
-SPEC = f"""
-name: hunt
-base: {{model_name_or_path: miniature, prompt: plus, method: noop, max_steps: 5}}
-search:
-  space:
-    learning_rate: {{low: 1.0e-5, high: 1.0e-3, log: true}}
-    temperature: {{low: 0.2, high: 1.5}}
-  sampler: random
-  seeds_per_trial: {SEEDS}
-  n_trials: {TRIALS}
-  workers: 2
-  confirm: {{top: 2, seeds: 4}}
-evaluate:
-  - {{tasks: [two_step_sums], steps: [0, last], limit: 20}}
-"""
+TRIALS, SEEDS, WORKERS, KILLS = 30, 4, 2, 20
 
 
-def start(folder: Path, step_seconds: float) -> subprocess.Popen[str]:
-    (folder / "hunt.yaml").write_text(SPEC)
-    return subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", "study", "hunt.yaml", "--launcher", "local", "-y"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), STEP_SECONDS: str(step_seconds), "EMSWEEP_TEST_MARK": str(folder)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def hunt_in(folder: Path, step_seconds: float) -> Hunt:
+    folder.mkdir(exist_ok=True)
+    counts = {"trials": TRIALS, "seeds": SEEDS, "workers": WORKERS, "top": 2, "confirm": 4}
+    return Hunt(folder, dict(os.environ), step_seconds, **counts)
 
 
-def progresses(folder: Path) -> None:
+def start(hunt: Hunt) -> subprocess.Popen[str]:
+    return hunt.start("study", "hunt.yaml", "--launcher", "local", "-y")
+
+
+def progresses(hunt: Hunt) -> None:
     """Wait until the controller that was just started hands out a run."""
-    assignments = SweepDir(folder / "runs", "hunt").assignment("x").parent
+    assignments = hunt.sweep.assignment("x").parent
 
     def size() -> int:
         return sum(p.stat().st_size for p in assignments.glob("*.jsonl"))
@@ -64,78 +54,132 @@ def progresses(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def trials(folder: Path) -> dict[int, tuple[str, list[float] | None, dict[str, float]]]:
-    """(state, values, parameters) of every trial, as the manifest has it."""
-    records = list(read_records(SweepDir(folder / "runs", "hunt").manifest, (b'{"kind":"t',)))
-    told = {r["number"]: r for r in records if r["kind"] == "told"}
+def trials(hunt: Hunt) -> dict[int, tuple[str, list[float] | None, dict[str, float]]]:
+    """(state, values, parameters) of every trial that was told, as the manifest has it."""
+    told = {r["number"]: r for r in hunt.records("told")}
     return {
         r["number"]: (told[r["number"]]["state"], told[r["number"]]["values"], r["params"])
-        for r in records
-        if r["kind"] == "trial" and r["number"] in told
+        for r in hunt.records("trial")
+        if r["number"] in told
     }
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_no_trial_is_lost_or_told_twice(tmp_path: Path) -> None:
-    calm, storm = tmp_path / "calm", tmp_path / "storm"
-    calm.mkdir()
-    said, _ = (undisturbed := start(calm, 0.0)).communicate(timeout=120)
-    assert undisturbed.returncode == 0, said
+    calm, storm = hunt_in(tmp_path / "calm", 0.0), hunt_in(tmp_path / "storm", 0.125)
+    undisturbed = calm.call("study", "hunt.yaml", "--launcher", "local", "-y")
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
 
-    storm.mkdir()
     rng, killed, reached = random.Random(5), 0, []
-    process = start(storm, 0.1)
+    process = start(storm)
     while killed < KILLS and process.poll() is None:
         if killed % 5 < 4:  # it is at work; otherwise it may still be beginning
             progresses(storm)
         time.sleep(rng.uniform(0.0, 2.5))
         # Mostly the controller alone; sometimes with all its workers, as when the machine goes down.
-        if kill(processes_of(storm) if killed % 4 == 3 else [process.pid]):
+        if kill(processes_of(storm.folder) if killed % 4 == 3 else [process.pid]):
             killed += 1
             process.communicate()
             reached.append(len(trials(storm)))
-            process = start(storm, 0.1)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+            process = start(storm)
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, said + errors
     assert killed == KILLS, f"the study was over after {killed} kills: make its steps longer"
 
-    sweep = SweepDir(storm / "runs", "hunt")
-    records = list(read_records(sweep.manifest))
-    for kind in ("trial", "told"):
-        numbers = Counter(r["number"] for r in records if r["kind"] == kind)
-        assert numbers == dict.fromkeys(range(TRIALS), 1), kind
+    storm.check(again=KILLS * WORKERS)
     # Optuna's journal: each trial's state was set to a finished one exactly once.
-    states = Counter(r["trial_id"] for r in map(json.loads, sweep.study.read_text().splitlines()) if r.get("state") in (1, 2, 3))
+    lines = storm.sweep.study.read_text().splitlines()
+    states = Counter(r["trial_id"] for r in map(json.loads, lines) if r.get("state") in (1, 2, 3))
     assert set(states.values()) == {1}
     assert len(states) == TRIALS
-    storage = JournalStorage(JournalFileBackend(str(sweep.study)))
+    storage = JournalStorage(JournalFileBackend(str(storm.sweep.study)))
     [study] = optuna.get_all_study_names(storage)
     found = optuna.load_study(study_name=study, storage=storage).trials
     assert [t.state.name for t in found] == ["COMPLETE"] * TRIALS
     # Proposals are keyed by the trial's number and runs by their seeds: what came of it is what an undisturbed study found.
     assert trials(storm) == trials(calm)
 
-    view = Observer(sweep).look()
-    runs = [r for r in records if r["kind"] == "run"]
-    assert len(runs) == len({r["run_id"] for r in runs}) == TRIALS * SEEDS + 2 * 4
-    assert view.count(RunStatus.COMPLETED) == len(runs)
+    view = Observer(storm.sweep).look()
+    assert view.count(RunStatus.COMPLETED) == storm.runs
     assert not view.live
-    assert not processes_of(storm)
-    attempts = Counter(a.status for t in Observer(sweep).tries() for a in t.attempts)
-    assert attempts[RunStatus.COMPLETED] == len(runs), "a run was done twice"
-    print(f"\n{killed} kills, when {reached} trials were told; attempts {dict(attempts)}")
+    assert not processes_of(storm.folder)
+    again = storm.attempts(*RunStatus) - storm.runs
+    print(f"\n{killed} kills, when {reached} trials were told; {again} attempts were made again")
 
 
 @pytest.mark.slow
 def test_a_second_controller_is_refused(tmp_path: Path) -> None:
-    first = start(tmp_path, 0.5)
-    sweep = SweepDir(tmp_path / "runs", "hunt")
-    while not any(read_records(sweep.manifest, (b'{"kind":"trial"',))):
+    hunt = hunt_in(tmp_path, 0.5)
+    first = start(hunt)
+    while not hunt.records("trial"):
         time.sleep(0.05)
-    second = start(tmp_path, 0.5)
-    said, _ = second.communicate(timeout=60)
+    second = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
     assert second.returncode == 1
-    assert "study hunt is being run by process" in said.splitlines()[-1]
+    assert second.stderr.startswith("emsweep: study hunt is being run by process")
     kill(processes_of(tmp_path))
     first.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_trials_of_one_config_share_its_runs(tmp_path: Path) -> None:
+    """Also when everything dies under them: each run is given once more. What is under way is not asked for without end."""
+    few = {"trials": 12, "seeds": 2, "workers": 4, "top": 0, "confirm": 2}
+    hunt = Hunt(tmp_path, dict(os.environ), 2.0, space="{num_iterations: [1, 2]}", **few)  # type: ignore[arg-type]
+    hunt.runs = 2 * 2
+    process = start(hunt)
+    hunt.until_attempts(hunt.runs, RunStatus.RUNNING)
+    assert len(hunt.records("trial")) <= 2 + 4
+    kill(processes_of(tmp_path))
+    process.communicate()
+    hunt.env[STEP_SECONDS] = "0.1"
+    done = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
+    assert done.returncode == 0, done.stdout + done.stderr
+    hunt.check(again=2 * hunt.runs)  # a supervisor may have begun again what was killed before it
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_a_told_trial_left_is_given_up_by_the_next_controller(tmp_path: Path) -> None:
+    """Killed after it told a trial and before it stopped the trial's other runs."""
+    hunt = Hunt(tmp_path, dict(os.environ), 5.0, trials=1, seeds=2, workers=2, top=0)
+    process = start(hunt)
+    hunt.until_attempts(2, RunStatus.RUNNING)
+    kill(processes_of(tmp_path))
+    process.communicate()
+    spec = load_spec(tmp_path / "hunt.yaml")
+    assert spec.search is not None
+    Trials(hunt.sweep.study, "hunt", spec.search, space_of(spec)).tell(0, Told.FAILED, None, 0, "seed 0 failed")
+    done = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {r["run_id"] for r in hunt.records("run")}
+    assert {r["run_id"]: r["reason"] for r in hunt.records("exclude")} == dict.fromkeys(runs, "trial 0 was over: seed 0 failed")
+    assert hunt.attempts(*RunStatus) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_study_waits_for_who_changes_the_sweep(tmp_path: Path) -> None:
+    """An `emsweep cancel RUN` that waits for a slow Slurm holds the lock for longer than most commands would wait."""
+    hunt = Hunt(tmp_path, dict(os.environ), 0.1, trials=2, seeds=2, workers=2, top=0)
+    process = start(hunt)
+    hunt.until_attempts(1, *RunStatus)
+    with locked(hunt.sweep.lock, "the sweep is being changed"):
+        time.sleep(12)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, said + errors
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("ends", [None, Fault("the sweep stopped itself"), KeyboardInterrupt()])
+def test_a_controller_s_job_tells_undisturbed_how_it_ended(ends: BaseException | None) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        with contextlib.suppress(Fault, KeyboardInterrupt), _interruptible():
+            if ends:
+                raise ends
+        assert {signal.getsignal(n) for n in before} == {signal.SIG_IGN}
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)

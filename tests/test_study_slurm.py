@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,25 +20,9 @@ from sweeps.manifest import read_manifest
 from sweeps.observe import Observer
 from tests.cluster import ClusterError, SlurmCluster
 from tests.conftest import Emsweep
+from tests.hunt import RUNS, SITE, TRIALS, Hunt, until
 from tests.test_kill import REPO, kill, numbers, processes_of
 
-TRIALS, SEEDS, CONFIRM = 6, 3, 4
-RUNS = TRIALS * SEEDS + CONFIRM
-SPEC = f"""
-name: hunt
-base: {{model_name_or_path: miniature, prompt: plus, method: noop, max_steps: 4}}
-search:
-  space:
-    learning_rate: {{low: 1.0e-5, high: 1.0e-3, log: true}}
-    temperature: {{low: 0.1, high: 1.5}}
-  sampler: random
-  seeds_per_trial: {SEEDS}
-  n_trials: {TRIALS}
-  workers: 4
-  confirm: {{top: 1, seeds: {CONFIRM}}}
-evaluate: [{{tasks: [two_step_sums], steps: [0, 4], limit: 20}}]
-resources: {{slots_per_job: 2, timeout_min: 5}}
-"""
 REAL = """
 name: hunt
 base: {model_name_or_path: miniature, method: em, prompt: plus, max_completion_length: 16, num_generations: 4, top_p: 1.0}
@@ -56,79 +39,11 @@ evaluate: [{tasks: [two_step_sums], steps: [0, last], temperature: 0.7, limit: 4
 resources: {timeout_min: 5}
 execution: {per_device_eval_batch_size: 200}
 """
-SITE = 'poll_seconds = 1\non_done = "cat > FOLDER/told-done"\non_stop = "cat > FOLDER/told-stop"\n'
-
-
-class Hunt:
-    """One study in a folder of its own: what a person types, and where it stands."""
-
-    def __init__(self, folder: Path, env: dict[str, str], step_seconds: float, spec: str = SPEC) -> None:
-        (folder / "hunt.yaml").write_text(spec)
-        (folder / "site.toml").write_text(SITE.replace("FOLDER", str(folder)))
-        self.folder, self.sweep = folder, SweepDir(folder / "runs", "hunt")
-        mine = {"PYTHONPATH": str(REPO), STEP_SECONDS: str(step_seconds), "EMSWEEP_TEST_MARK": str(folder)}
-        self.env = {**env, **mine}
-
-    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command of emsweep, carried to its end."""
-        process = self.start(*words)
-        said, errors = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(words, process.returncode, said, errors)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-m", "sweeps.cli", *words]
-        return subprocess.Popen(command, cwd=self.folder, env=self.env, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
-
-    def attempts(self, *statuses: RunStatus) -> int:
-        return sum(a.status in statuses for t in Observer(self.sweep).tries() for a in t.attempts)
-
-    def until_attempts(self, n: int, *statuses: RunStatus) -> None:
-        until(90, f"{n} attempts {statuses}", lambda: self.attempts(*statuses) >= n)
-
-    def follow_ups(self) -> list[str]:
-        return Observer(self.sweep).follow_ups()
-
-    def training(self) -> dict[str, str]:
-        """How a job began that trains right now."""
-        found: list[dict[str, str]] = []
-
-        def look() -> bool:
-            tries = Observer(self.sweep).tries()
-            found.extend(t.start for t in tries if t.start and any(a.status is RunStatus.RUNNING for a in t.attempts))
-            return bool(found)
-
-        until(30, "no job trains", look)
-        return found[0]
-
-    def told(self) -> str:
-        """What the site's `on_done` was told, once it was."""
-        path = self.folder / "told-done"
-        until(200, "nobody was told", lambda: path.exists() and path.read_text())
-        return path.read_text()
-
-    def check(self, again: int = 0) -> None:
-        """Every trial told once and complete, every run done once; at most `again` attempts had to be made again."""
-        manifest = list(read_records(self.sweep.manifest))
-        for kind in ("trial", "told"):
-            assert Counter(r["number"] for r in manifest if r["kind"] == kind) == dict.fromkeys(range(TRIALS), 1), kind
-        assert {r["state"] for r in manifest if r["kind"] == "told"} == {"complete"}
-        assert len({r["run_id"] for r in manifest if r["kind"] == "run"}) == RUNS
-        done = Counter(a.run_id for t in Observer(self.sweep).tries() for a in t.attempts if a.status is RunStatus.COMPLETED)
-        assert (len(done), set(done.values())) == (RUNS, {1})
-        assert self.attempts(*RunStatus) - RUNS <= again
 
 
 @pytest.fixture
 def hunt(tmp_path: Path, on_slurm: SlurmCluster) -> Hunt:
     return Hunt(tmp_path, on_slurm.env(), 0.3)
-
-
-def until(seconds: float, what: str | Callable[[], str], check: Callable[[], object]) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, what if isinstance(what, str) else what()
-        time.sleep(0.3)
 
 
 def no_jobs(cluster: SlurmCluster, but: str = "") -> bool:
@@ -220,6 +135,27 @@ def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slu
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.long
+def test_a_run_that_an_earlier_controller_gave_and_a_person_cancels_stays_so(tmp_path: Path, on_slurm: SlurmCluster) -> None:
+    hunt = Hunt(tmp_path, on_slurm.env(), 10, trials=2, seeds=2, top=0)
+    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.until_attempts(4, RunStatus.RUNNING)
+    on_slurm.run("scancel", hunt.follow_ups()[0])
+
+    def led() -> int:
+        return len(list(read_records(hunt.sweep.submissions, (b'{"kind":"controller"',))))
+
+    until(30, "no other leads", lambda: led() == 3)  # the command, the first job and its successor
+    [run, *_] = hunt.records("run")
+    cancelled = hunt.call("cancel", run["run_id"])
+    assert (cancelled.returncode, cancelled.stdout) == (0, "1 runs cancelled\n")
+    hunt.told()
+    states = {r["number"]: (r["state"], r["why"]) for r in hunt.records("told")}
+    assert states == {0: ("failed", "seed 0 was cancelled"), 1: ("complete", "")}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_are_preempted_and_requeued_and_every_run_counts_once(hunt: Hunt, on_slurm: SlurmCluster) -> None:
     hunt.env[STEP_SECONDS] = "0.6"
     assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
@@ -240,9 +176,8 @@ def test_jobs_are_preempted_and_requeued_and_every_run_counts_once(hunt: Hunt, o
     assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done; trials: {TRIALS} complete\n"
     hunt.check(again=8)
     assert PREEMPTED in {a.cause for t in Observer(hunt.sweep).tries() for a in t.attempts}
-    until(
-        60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm, but=job["slurm_job_id"])
-    )  # Slurm holds it back
+    held_back = job["slurm_job_id"]
+    until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm, but=held_back))
     assert not processes_of(hunt.folder)
 
 
@@ -284,7 +219,7 @@ def test_where_slurm_has_no_larger_job_the_trial_fails_and_the_search_goes_on(hu
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_study_of_a_model_has_the_same_values_on_slurm(tmp_path: Path, on_slurm: SlurmCluster) -> None:
-    hunt = Hunt(tmp_path, on_slurm.env(), 0, REAL)
+    hunt = Hunt(tmp_path, on_slurm.env(), 0, spec=REAL)
     for launcher in ("slurm", "local"):
         said = hunt.call("study", "hunt.yaml", "--launcher", launcher, "-y", "--root", launcher, "--db", f"{launcher}.duckdb")
         assert said.returncode == 0, said.stdout + said.stderr

@@ -21,6 +21,7 @@ from em_core.errors import UserError
 from sweeps.search import Search
 from sweeps.space import Space, space_of
 from sweeps.spec import load_spec
+from sweeps.stopped import Stopper
 from sweeps.trials import STALE, Told, Trials, best_first
 
 SPEC = """\
@@ -354,3 +355,35 @@ def test_anybody_may_open_the_file_with_optuna(trials: Made, tmp_path: Path) -> 
     assert {"params_learning_rate", "params_kl_coef", "user_attrs_told", "value_accuracy"} <= set(frame.columns)
     assert set(optuna.importance.get_param_importances(study)) >= {"learning_rate", "temperature"}
     assert isinstance(study.trials[0].distributions["temperature"], optuna.distributions.FloatDistribution)
+
+
+# -- pruning within runs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])
+def test_pruning_within_runs_is_made_again_from_what_was_measured(pruner: str) -> None:
+    """The next controller stops a poor run where this one would: from better to worse, each at the first step that says so."""
+    space = {"learning_rate": {"low": 0.0, "high": 1.0}}
+    search = Search.model_validate({"space": space, "within_run": pruner, "n_startup_trials": 2, "n_trials": 9})
+    curves = {f"run {i}": {step: i / 10 + step / 1000 for step in range(1, 17)} for i in range(8, -1, -1)}
+    one, stopped = Stopper(search), {}
+    for run, curve in curves.items():
+        if (step := first_stop(one, run, curve)) is None:
+            one.end(run, curve)
+        else:
+            stopped[run] = {s: v for s, v in curve.items() if s <= step}
+    assert 0 < len(stopped) < len(curves)
+    two = Stopper(search)
+    for run, curve in curves.items():
+        two.end(run, stopped.get(run, curve), stopped=run in stopped)
+    poor = {step: 0.05 + step / 1000 for step in range(1, 17)}
+    found = first_stop(one, "new", poor)
+    assert found is not None
+    assert first_stop(two, "new", poor) == found
+
+
+def first_stop(of: Stopper, run: str, curve: dict[int, float]) -> int | None:
+    """Where a run is stopped that tells one step after the other."""
+    steps = (of.should_stop(run, {s: v for s, v in curve.items() if s <= step}) for step in curve)
+    return next(filter(None, steps), None)
