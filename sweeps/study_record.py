@@ -1,4 +1,4 @@
-"""What a study's record in the manifest says (what its trials are judged by, where it searches, and how), and what of it may change."""
+"""What the record of a study says: what its trials are judged by, where it searches, and how; and what of it may change."""
 
 from __future__ import annotations
 
