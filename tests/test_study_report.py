@@ -258,6 +258,20 @@ def test_the_page_of_a_search(searched: Path, tmp_path: Path) -> None:
     assert ties["trial"][0] == study.best["number"]
 
 
+def test_trials_that_were_measured_once_have_no_curves(tmp_path: Path) -> None:
+    """Where the length of training is searched, each trial's last step is another: points, and no line between them."""
+    made = StudySweep(tmp_path / "runs", space=SPACE, seeds=2)
+    for i, rate in enumerate(RATES[:3]):
+        number, cid = made.ask({"learning_rate": rate, "method": "em"})
+        made.steps = (5 + i,)
+        for seed in range(2):
+            made.train(cid, seed, (60 + i,))
+        made.tell(number, "complete", [0.6 + i / 100], 2)
+    drawn = [f.stem for f in build_report(collected(made), "demo", tmp_path / "report").figures]
+    assert "history" in drawn
+    assert "trial_curves" not in drawn
+
+
 def test_trials_without_a_config_or_a_value(tmp_path: Path) -> None:
     """Values that cannot go together make no config, and a trial that was stopped within a run has no value."""
     made = by_hand(tmp_path)

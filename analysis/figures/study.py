@@ -108,12 +108,12 @@ def _points(axes: Axes, rows: pl.DataFrame, column: str, x: Floats | None = None
     """One mark per trial: filled if complete, hollow if pruned, at the foot if there is no value."""
     across = rows[column].to_numpy() if x is None else x
     states, values = rows["state"].to_numpy(), rows["value"].to_numpy().astype(float)
-    filled: dict[str, Any] = {"color": CHOSEN, "mew": 0, "alpha": 0.75}
-    hollow: dict[str, Any] = {"mec": MUTED, "mfc": "none", "mew": 0.9}
+    filled: dict[str, Any] = {"color": CHOSEN, "mew": 0, "ms": 5, "zorder": 3}  # above the pruned, which may be ten times as many
+    hollow: dict[str, Any] = {"mec": MUTED, "mfc": "none", "mew": 0.9, "ms": 4.2, "alpha": max(0.35, _alpha(0.8, rows.height))}
     for state, style in (("complete", filled), ("pruned", hollow)):
         some = (states == state) & np.isfinite(values)
         if some.any():
-            axes.plot(across[some], values[some], "o", ms=4.2, label=state, **style)
+            axes.plot(across[some], values[some], "o", label=state, **style)
     at_foot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     for state, hue in (("diverged", GOOD), ("failed", MUTED), ("excluded", MUTED), ("pruned", MUTED)):
         some = (states == state) & ~np.isfinite(values)
@@ -138,11 +138,13 @@ def _marks(study: Study) -> str:
 
 
 def trial_curves(study: Study, judged: Grid, folder: Path) -> Drawn | None:
-    """Accuracy by step of each complete trial, the best drawn out."""
+    """Accuracy by step of each complete trial, the best drawn out. None where no trial was measured at two steps."""
     if len(judged.steps) < 2 or study.best is None:
         return None
     steps = np.array(judged.steps)
     cube = np.stack([judged.accuracy(int(step)) for step in steps])
+    if np.isfinite(cube).any(axis=2).sum(axis=0).max() < 2:
+        return None
     figure = new_figure(9, 3.0)
     axes = figure.subplots()
     ids = judged.configs["config_id"].to_list()
