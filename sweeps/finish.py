@@ -45,7 +45,7 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     console.print(f"next: {emsweep} report {sweep}", soft_wrap=True)
     console.print(f'      {emsweep} sql "{query}"', soft_wrap=True)
     if done.spec.search:  # which confirms by itself
-        further = 2 * (len(manifest.trials) - manifest.excluded_trials)
+        further = 2 * manifest.n_trials
         console.print(f"      {emsweep} study {spec} --set search.n_trials={further}", soft_wrap=True)
         return
     if done.view.done and manifest.wanted_evaluations:

@@ -43,7 +43,7 @@ class Judge:
         self.observer, self.trials = observer, trials
         self.curves = {sweep.sweep: Curves(sweep, measures)}
         self.standing: dict[int, float] = {}
-        """Of each trial that was judged, the mean over its first seeds; higher is better. With several objectives: of none."""
+        """Of each trial that was judged between seeds, the mean over its first ones; higher is better."""
         self._seen: dict[int, tuple[Sequence[RunStatus | None], int | None]] = {}
         self._ranked: tuple[int, list[FrozenTrial]] = (-1, [])
         self._known: dict[int, list[float]] = {}
@@ -129,11 +129,9 @@ class Judge:
             config = manifest.configs[manifest.trials[n]["config_id"]]
             self._known[n] = [sign * v for v in self._values(config, seeds, view)[0].values()]
         known = [self._known[t.number] for t in finished]
-        if not known or self.standing[number] >= sum(known[0]) / len(seeds):
-            return False
-        if self.search.pruner == "wilcoxon":
-            return self.trials.should_prune(number)
-        return behind(mine, known[0], known, len(seeds))
+        if self.search.pruner == "wilcoxon" and known:
+            return self.standing[number] < sum(known[0]) / len(seeds) and self.trials.should_prune(number)
+        return bool(known) and behind(mine, known[0], known, len(seeds))
 
     def _finished(self) -> list[FrozenTrial]:
         """The trials with all their seeds, the best first; put in order once for each that is told."""

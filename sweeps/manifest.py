@@ -63,8 +63,17 @@ class Manifest:
         return [(i, self.evaluations[i], steps) for i, steps in self.measured if i in self.evaluations]
 
     @property
-    def excluded_trials(self) -> int:
-        """Points that a study's sampler proposed and its spec excludes: they have no run, and use up no budget."""
+    def n_trials(self) -> int:
+        """How many of a study's trials were asked for, without points that its spec excludes: those use up no budget."""
+        return len(self.trials) - self._n_excluded
+
+    @property
+    def n_told(self) -> int:
+        """How many of these are over."""
+        return len(self.told) - self._n_excluded
+
+    @property
+    def _n_excluded(self) -> int:
         return sum(r["state"] == "excluded" for r in self.told.values())
 
     def take(self, r: Mapping[str, Any]) -> None:

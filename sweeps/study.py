@@ -253,8 +253,7 @@ class Study:
         return more
 
     def _screening(self) -> bool:
-        asked = len(self.manifest.trials) - self.manifest.excluded_trials
-        return self._has_no_best() and asked < self.search.n_startup_trials
+        return self._has_no_best() and self.manifest.n_trials < self.search.n_startup_trials
 
     def _leading(self) -> int | None:
         """The open trial that gets further seeds before others do; None where all that are open may have them."""
@@ -315,7 +314,7 @@ class Study:
 
     def _may_ask(self, view: View) -> bool:
         """Whether the budget has room for another trial."""
-        asked, search = len(self.manifest.trials) - self.manifest.excluded_trials, self.search
+        asked, search = self.manifest.n_trials, self.search
         began = float(self.manifest.study["began"])
         in_time = search.timeout_min is None or time.time() - began < 60 * search.timeout_min
         # A small space proposes what is under way again: such trials wait for the same runs, and would be asked for without end.

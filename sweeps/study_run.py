@@ -120,8 +120,7 @@ def plan_study(spec: Spec, root: Path, launcher: str) -> StudyPlan:
     seconds = sum(known) / len(known) if known and len(known) == len(configs) else None
     rule, workers, slots = workers_of(spec, launcher)
     confirm = (search.confirm.top, search.confirm.seeds)
-    manifest = read_manifest(sweep)
-    told = len(manifest.told) - manifest.excluded_trials
+    told = read_manifest(sweep).n_told
     each = devices(rule.gpus_per_run, spec.execution.num_machines)
     return StudyPlan(
         spec.sweep, search.n_trials, told, search.seeds_per_trial, confirm, workers, launcher, slots, seconds, each,
@@ -198,8 +197,7 @@ def interrupted(study: Study) -> str:
     study.observer.launchers["local"].cancel([j.name for j in study.observer.jobs() if j.launcher == "local"])
     view = study.observer.look(study.manifest)
     where = "The jobs on Slurm finish what they have; `emsweep cancel` ends them." if view.live else "Nothing is lost."
-    told = len(study.manifest.told) - study.manifest.excluded_trials
-    return f"stopped with {told:,} trials and {view.done:,} runs done. {where} The same command continues."
+    return f"stopped with {study.manifest.n_told:,} trials and {view.done:,} runs done. {where} The same command continues."
 
 
 class Progress(live_line):
@@ -218,8 +216,7 @@ class Progress(live_line):
     def _line(self, view: View, manifest: Manifest) -> str:
         of = "" if self.n_trials is None else f"/{self.n_trials:,}"
         minutes = (time.monotonic() - self.began) / 60
-        told = len(manifest.told) - manifest.excluded_trials
-        parts = [f"{told:,}{of} trials", f"{view.done:,} runs", f"{view.count(RunStatus.RUNNING)} running"]
+        parts = [f"{manifest.n_told:,}{of} trials", f"{view.done:,} runs", f"{view.count(RunStatus.RUNNING)} running"]
         parts += [f"{(view.done - self.first) / minutes:.0f} runs/min"] if minutes > 1 / 60 else []
         for word in ("pruned", "diverged", "failed", "excluded"):
             n = sum(r["state"] == word for r in manifest.told.values())

@@ -58,6 +58,11 @@ class Hunt:
         said, errors = process.communicate(timeout=240)
         return subprocess.CompletedProcess(words, process.returncode, said, errors)
 
+    def submit(self) -> None:
+        """Have a small Slurm job lead it."""
+        said = self.call("submit", "hunt.yaml", "-y")
+        assert said.returncode == 0, said.stdout + said.stderr
+
     def start(self, *words: str) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, "-m", "sweeps.cli", *words]

@@ -7,11 +7,7 @@ import math
 import os
 import random
 import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,7 @@ from em_core.journal import SweepDir
 from sweeps import cli
 from sweeps.importing import param_name, typed
 from tests.journals import Sweep
-from tests.ports import free_port
+from tests.mlflow_server import served
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 WIDE = """lr,width,seed,acc,loss
@@ -449,33 +445,10 @@ def test_mistakes_with_mlflow_in_one_line(here: Path, database: Path, capsys: py
 @pytest.mark.long
 def test_from_a_server(here: Path, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same runs from a tracking server as from its database; a server that is gone is one line."""
-    shutil.copy(database, here / "served.db")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    serve = [
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{here / 'served.db'}",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    with subprocess.Popen(
-        [sys.executable, *serve], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as p:
-        try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline:
-                with socket.socket() as s:
-                    if s.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.2)
-            bring("mlflow", "bert tuning", "--tracking-uri", address, "--metric", "val/acc")
-        finally:
-            os.killpg(p.pid, 9)
+    (here / "server").mkdir()
+    shutil.copy(database, here / "server" / "mlflow.db")
+    with served(here / "server") as address:
+        bring("mlflow", "bert tuning", "--tracking-uri", address, "--metric", "val/acc")
     assert ask(STORED) == EXPECTED
     capsys.readouterr()
     assert call("import", "mlflow", "bert tuning", "--tracking-uri", address, "--metric", "val/acc") == 1

@@ -25,7 +25,7 @@ from em_core.journal import RunStatus, SweepDir
 from em_core.noop import FAULT, STEP_SECONDS
 from sweeps import cli
 from sweeps.confirm import FIRST_FRESH
-from sweeps.manifest import CONFIRM, Manifest, read_manifest
+from sweeps.manifest import CONFIRM, EXPLORE, Manifest, read_manifest
 from sweeps.observe import Observer
 from sweeps.spec import load_spec
 from sweeps.study_run import plan_study
@@ -481,23 +481,31 @@ def test_two_objectives_have_a_pareto_front_that_is_confirmed(folder: Folder) ->
     assert confirmed <= front or front <= confirmed
 
 
+def cancelled_meanwhile(folder: Folder, spec: str, step_seconds: str, stage: str) -> str:
+    """Carry a study on, and cancel the first run of this stage that is under way; its id."""
+    command = folder.command("study", spec, "--launcher", "local", "-y")
+    env = folder.environment({STEP_SECONDS: step_seconds})
+    with subprocess.Popen(command, cwd=folder.path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        running: list[str] = []
+        until = time.monotonic() + 60
+        while not running and time.monotonic() < until:
+            time.sleep(0.1)
+            wanted = folder.manifest().runs if folder.sweep().manifest.is_file() else {}
+            running = (
+                [a.run_id for a in folder.attempts() if a.run_id in wanted and wanted[a.run_id].stage == stage] if wanted else []
+            )
+        folder.call("cancel", running[0])
+        process.communicate(timeout=60)
+    return running[0]
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_cancelling_a_running_run_ends_its_trial(folder: Folder) -> None:
-    spec = folder.write(trials=2, seeds=1)
-    command = folder.command("study", spec, "--launcher", "local", "-y")
-    env = folder.environment({STEP_SECONDS: "1.0"})
-    with subprocess.Popen(command, cwd=folder.path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        running: list[str] = []
-        until = time.monotonic() + 30
-        while not running and time.monotonic() < until:
-            time.sleep(0.1)
-            running = [a.run_id for a in folder.attempts()] if folder.sweep().manifest.is_file() else []
-        folder.call("cancel", running[0])
-        process.communicate(timeout=60)
+    run = cancelled_meanwhile(folder, folder.write(trials=2, seeds=1), "1.0", EXPLORE)
     manifest = folder.manifest()
     told = {manifest.trials[n]["config_id"]: r for n, r in manifest.told.items()}
-    cancelled = told.pop(running[0].partition("-s")[0])
+    cancelled = told.pop(run.partition("-s")[0])
     assert (cancelled["state"], cancelled["seeds"]) == ("failed", 0)
     assert "cancelled" in cancelled["why"]
     assert [r["state"] for r in told.values()] == ["complete"]
@@ -507,21 +515,9 @@ def test_cancelling_a_running_run_ends_its_trial(folder: Folder) -> None:
 @pytest.mark.slow
 def test_a_cancelled_run_that_confirms_is_not_waited_for_and_the_same_command_does_it(folder: Folder) -> None:
     spec = folder.write(trials=1, seeds=1, top=1)
-    command = folder.command("study", spec, "--launcher", "local", "-y")
-    env = folder.environment({STEP_SECONDS: "1.5"})
-    with subprocess.Popen(command, cwd=folder.path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        running: list[str] = []
-        until = time.monotonic() + 60
-        while not running and time.monotonic() < until:
-            time.sleep(0.1)
-            fresh = folder.manifest().runs if folder.sweep().manifest.is_file() else {}
-            running = (
-                [a.run_id for a in folder.attempts() if a.run_id in fresh and fresh[a.run_id].stage == CONFIRM] if fresh else []
-            )
-        folder.call("cancel", running[0])
-        process.communicate(timeout=60)
+    run = cancelled_meanwhile(folder, spec, "1.5", CONFIRM)
     ends = {a.run_id: a.status for a in folder.attempts()}
-    assert ends.pop(running[0]) is RunStatus.CANCELLED
+    assert ends.pop(run) is RunStatus.CANCELLED
     assert set(ends.values()) == {RunStatus.COMPLETED}
     folder.study(spec)
-    assert [a.status for a in folder.attempts() if a.run_id == running[0]][-1] is RunStatus.COMPLETED
+    assert [a.status for a in folder.attempts() if a.run_id == run][-1] is RunStatus.COMPLETED

@@ -98,7 +98,7 @@ def test_a_submitted_study_goes_on_when_its_controller_is_taken_away(hunt: Hunt,
 @pytest.mark.long
 def test_controllers_and_workers_die_and_the_study_finishes(hunt: Hunt, on_slurm: SlurmCluster) -> None:
     hunt.env[STEP_SECONDS] = "1"
-    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.submit()
     hunt.until_attempts(4, RunStatus.RUNNING)
     controllers = [p for p in processes_of(hunt.folder) if b"study-job" in Path(f"/proc/{p}/cmdline").read_bytes()]
     assert kill(controllers), "the controller was not found"
@@ -118,7 +118,7 @@ def test_controllers_and_workers_die_and_the_study_finishes(hunt: Hunt, on_slurm
 @pytest.mark.long
 def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slurm: SlurmCluster) -> None:
     hunt.env[STEP_SECONDS] = "0.6"
-    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.submit()
     hunt.until_attempts(5, RunStatus.COMPLETED)
     cancelled = hunt.call("cancel", "hunt", "-y")
     assert cancelled.returncode == 0, cancelled.stderr
@@ -137,7 +137,7 @@ def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slu
 @pytest.mark.long
 def test_a_run_that_an_earlier_controller_gave_and_a_person_cancels_stays_so(tmp_path: Path, on_slurm: SlurmCluster) -> None:
     hunt = Hunt(tmp_path, on_slurm.env(), 10, trials=2, seeds=2, top=0)
-    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.submit()
     hunt.until_attempts(4, RunStatus.RUNNING)
     on_slurm.run("scancel", hunt.follow_ups()[0])
 
@@ -158,7 +158,7 @@ def test_a_run_that_an_earlier_controller_gave_and_a_person_cancels_stays_so(tmp
 @pytest.mark.long
 def test_jobs_are_preempted_and_requeued_and_every_run_counts_once(hunt: Hunt, on_slurm: SlurmCluster) -> None:
     hunt.env[STEP_SECONDS] = "0.6"
-    assert hunt.call("submit", "hunt.yaml", "-y").returncode == 0
+    hunt.submit()
     hunt.until_attempts(2, RunStatus.COMPLETED)
     job = hunt.training()
     urgent = ("sbatch", "--parsable", "--partition=urgent", "--exclusive", f"--nodelist={job['node']}", "--output=/dev/null")
