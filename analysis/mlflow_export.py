@@ -106,8 +106,7 @@ def export(db: Path, sweep: str, uri: str, progress: Progress = lambda done, of:
         client = MlflowClient(uri)
         store: Store = BySqlite(uri) if uri.startswith("sqlite:") else ByClient(client)
         experiment, sheet = _experiment(client, db, sweep, uri)
-        known = store.known(experiment)
-        works = [work for config in sheet.configs if (work := _work(config, known))]
+        works = _works(sheet, store.known(experiment))
         runs = sum(len(c.children) for c in sheet.configs)
         new, edited = sum(len(w.new) for w in works), sum(len(w.edited) for w in works)
         done = runs - new - edited
@@ -115,6 +114,9 @@ def export(db: Path, sweep: str, uri: str, progress: Progress = lambda done, of:
         for finished in _carry_out(client, store, experiment, db, sheet, works):
             done += len(finished.new) + len(finished.edited)
             progress(done, runs)
+        if works:  # The last requests of an export that was killed may have been answered after we looked: nobody else would.
+            for _ in _carry_out(client, store, experiment, db, sheet, _works(sheet, store.known(experiment))):
+                pass
     return Exported(sweep, new, edited, runs - new - edited, sheet.waiting, time.monotonic() - began)
 
 
@@ -140,6 +142,10 @@ def _experiment(client: MlflowClient, db: Path, sweep: str, uri: str) -> tuple[s
     for eval_id in sheet.labels.keys() - labels.keys():
         client.set_experiment_tag(experiment, LABEL + eval_id, sheet.labels[eval_id])
     return experiment, sheet
+
+
+def _works(sheet: Sheet, known: Known) -> list[Work]:
+    return [work for config in sheet.configs if (work := _work(config, known))]
 
 
 def _work(config: Config, known: Known) -> Work | None:

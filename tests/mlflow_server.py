@@ -17,7 +17,7 @@ from tests.ports import free_port
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Its address, while it runs."""
+    """Its address, while it runs; the folder's server.pid names its process group."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -25,6 +25,7 @@ def served(folder: Path) -> Iterator[str]:
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    (folder / "server.pid").write_text(str(process.pid))
     try:
         deadline = time.monotonic() + 90
         while True:

@@ -31,6 +31,8 @@ from tests.mlflow_server import served
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from analysis.mlflow_stores import BySqlite, Known
+
 quiet()
 DIVERGED, FAILED, INTERRUPTED = 0, 4, 8
 """Where Sweep.write puts them in a sweep of 24 runs and two jobs (see `small`)."""
@@ -228,8 +230,9 @@ import sys; from pathlib import Path; from analysis.mlflow_export import export;
 """
 
 
-def killed(db: Path, uri: str, rng: random.Random) -> int:
-    """An export that is killed once MLflow holds a few runs more than before; how many it holds."""
+def killed(db: Path, uri: str, rng: random.Random, server: int = 0) -> int:
+    """An export that is killed once MLflow holds a few runs more than before; how many it holds. `server`: a process group
+    that sleeps meanwhile, so that it answers the last requests only when the next export is asking, too."""
     client = client_of(uri)
 
     def count() -> int:
@@ -240,8 +243,14 @@ def killed(db: Path, uri: str, rng: random.Random) -> int:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(db), uri], env=os.environ | {"PYTHONPATH": os.getcwd()})
     while count() < enough and process.poll() is None:
         time.sleep(rng.random() / 50)
+    if server:
+        os.killpg(server, signal.SIGSTOP)
+        time.sleep(0.1)  # for requests to be sent
     process.send_signal(signal.SIGKILL)
     process.wait()
+    if server:
+        os.killpg(server, signal.SIGCONT)
+        return enough
     return count()
 
 
@@ -266,6 +275,34 @@ def test_what_was_cut_off_is_made_whole(swept: tuple[Sweep, Path], file: str, tm
     assert held(uri) == held(file)
 
 
+@pytest.mark.slow
+def test_a_request_that_is_answered_late(
+    swept: tuple[Sweep, Path], file: str, tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last requests of an export that was killed make their runs after the next export looked what is there."""
+    from analysis.mlflow_stores import BySqlite
+
+    sweep, _ = swept
+    _, db = small(tmp_path)
+    uri = new(empty, tmp_path)
+    looks = []
+
+    def known(store: BySqlite, experiment: str) -> Known:
+        found = look(store, experiment)
+        if not looks:
+            for run in sweep.runs[:2]:
+                client_of(uri).create_run(experiment, tags={"emsweep.run_id": run.run_id, "emsweep.config_id": run.config_id})
+            client_of(uri).create_run(experiment, tags={"emsweep.config_id": sweep.runs[0].config_id})
+        looks.append(found)
+        return found
+
+    look = BySqlite.known
+    monkeypatch.setattr(BySqlite, "known", known)
+    done = export(db, "demo", uri)
+    assert (done.new, done.edited, done.unchanged) == (24, 0, 0)
+    assert held(uri) == held(file)
+
+
 @pytest.mark.long
 def test_killed_and_exported_again(swept: tuple[Sweep, Path], file: str, tmp_path: Path, empty: Path) -> None:
     """On a server a run is made of several requests: what was cut off among them is made anew."""
@@ -273,8 +310,8 @@ def test_killed_and_exported_again(swept: tuple[Sweep, Path], file: str, tmp_pat
     rng = random.Random(0)
     new(empty, tmp_path / "server")
     with served(tmp_path / "server") as own:
-        counts = [killed(db, own, rng) for _ in range(2)]
-        assert counts[0] < 30, "it was done before it was killed"
+        assert killed(db, own, rng) < 30, "it was done before it was killed"
+        killed(db, own, rng, int((tmp_path / "server" / "server.pid").read_text()))
         export(db, "demo", own)
         assert held(own) == held(file)
 
