@@ -72,23 +72,36 @@ def lead(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int
         return
     manifest = read_manifest(sweep)
     spec, site = as_submitted(manifest)
+    if _cancelled(observer):  # when this job was not known, because the one that submitted it died before it said so
+        console.print(f"the study {sweep.sweep} was cancelled")
+        return
     before, view = observer.newest("controller"), observer.look(manifest)
     in_vain = view.tried == tried and (before is None or time.time() - before["t"] < QUICK)
     fruitless = fruitless + 1 if in_vain else 0
     stopped, successor, study = "", "", None
+
+    def succeed() -> str:
+        """Have a successor queued; its id, or nothing where Slurm takes none now."""
+        try:
+            return _submit(sweep, observer, db, site, [own], view.tried, fruitless) if site.follow_up and own else ""
+        except Fault as fault:
+            console.print(f"nobody waits to lead the study after this job: {fault}")
+            return ""
+
     try:
         with locked(sweep.runner_lock, f"study {sweep.sweep} is being run", wait=PATIENCE), _interruptible():
             if fruitless >= FRUITLESS_ROUNDS:
                 raise Fault(f"its controllers end before any run begins, {fruitless} times in a row")
-            if site.follow_up and own:
-                successor = _submit(sweep, observer, db, site, [own], view.tried, fruitless)
+            successor = succeed()
             from sweeps.study import Study
 
             study = Study(spec, sweep, site, "slurm")
             follow(study, "slurm", Progress(console, sweep.sweep, study.search.n_trials))
     except KeyboardInterrupt:  # its time limit, or a person who ended just this job
         console.print(interrupted(study) if study else f"told to end before it led the study {sweep.sweep}")
-        return
+        if successor or _cancelled(observer) or succeed():
+            return
+        stopped = f"its controller, Slurm job {own}, had to end, and none follows; the same command continues"
     except EmsweepError as error:
         stopped = str(error)
     if successor:
@@ -100,6 +113,11 @@ def lead(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int
     said = summary(sweep, view, stopped) + (f"; trials: {trials}" if trials else "")
     console.print(said)
     notify(site.on_done if told["complete"] and not stopped else site.on_stop, sweep, view, said, console)
+
+
+def _cancelled(observer: Observer) -> bool:
+    newest = observer.newest("controller", "cancelled")
+    return newest is not None and newest["kind"] == "cancelled"
 
 
 def _submit(sweep: SweepDir, observer: Observer, db: Path, site: Site, after: list[str], tried: int, fruitless: int) -> str:

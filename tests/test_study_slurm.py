@@ -20,6 +20,7 @@ from sweeps.manifest import read_manifest
 from sweeps.observe import Observer
 from tests.cluster import ClusterError, SlurmCluster
 from tests.conftest import Emsweep
+from tests.fault_tools import Schedulers
 from tests.hunt import RUNS, SITE, TRIALS, Hunt, until
 from tests.test_kill import REPO, kill, numbers, processes_of
 
@@ -93,6 +94,40 @@ def test_a_submitted_study_goes_on_when_its_controller_is_taken_away(hunt: Hunt,
     assert "The jobs on Slurm finish what they have" in words, "it ended in order"
 
 
+REFUSED = """if grep -qs afterany "$@"; then echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1; fi; exec "$REAL" "$@" """
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("room", [True, False], ids=["room when it ends", "no room"])
+def test_a_controller_leads_where_slurm_takes_no_successor(hunt: Hunt, on_slurm: SlurmCluster, room: bool) -> None:
+    """MaxSubmitJobs may leave no room for a job that only waits. It asks again when it has to end; else people are told."""
+    hunt.env[STEP_SECONDS] = "0.6"
+    slurm = Schedulers(hunt.folder / "bin", on_slurm, "sbatch")
+    hunt.env |= slurm.env
+    slurm.lie("sbatch", REFUSED)
+    hunt.submit()
+    hunt.until_attempts(2, RunStatus.COMPLETED)
+    [first] = hunt.follow_ups()
+    if room:
+        slurm.tell_the_truth()
+    on_slurm.run("scancel", first)
+    if room:
+        assert hunt.told() == f"hunt: {RUNS} of {RUNS} runs done; trials: {TRIALS} complete\n"
+        assert len(hunt.follow_ups()) == 3, "the successor had one, too"
+    else:
+        stopped = hunt.folder / "told-stop"
+        until(60, "nobody was told", lambda: stopped.exists() and stopped.read_text())
+        assert f"stopped: its controller, Slurm job {first}, had to end, and none follows" in stopped.read_text()
+        log = Path(f"{hunt.sweep.logs}/submitit/{first}_0_log.out").read_text()
+        assert log.count("nobody waits to lead the study after this job: Slurm refused") == 2
+        assert len(hunt.follow_ups()) == 1
+        said = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y")
+        assert said.returncode == 0, said.stdout + said.stderr
+    hunt.check(again=4)
+
+
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.long
@@ -125,6 +160,8 @@ def test_a_cancelled_study_stops_and_the_same_command_goes_on(hunt: Hunt, on_slu
     until(60, lambda: f"jobs are left: {on_slurm.jobs()}", lambda: no_jobs(on_slurm))
     assert not processes_of(hunt.folder)
     assert hunt.attempts(RunStatus.COMPLETED) < RUNS
+    late = hunt.call("study-job", "hunt")  # of a job that nobody knew of yet, because it was being submitted
+    assert (late.returncode, late.stdout) == (0, "the study hunt was cancelled\n")
     observer = Observer(hunt.sweep)
     until(60, "a controller's job is not known to be over", lambda: not controller_jobs(observer))
     said = hunt.call("study", "hunt.yaml", "--launcher", "slurm", "-y")
