@@ -1,7 +1,7 @@
 """What the export to MLflow costs at full size, beside the usual ways of logging: `make bench-mlflow`.
 
 Prints, for 13,440 runs (840 configs x 16 seeds) x 50 steps x 8 metrics and 22 evaluations each: seconds and size of the export
-to SQLite, seconds of a second export; then milliseconds per run of a sample, measured in turns with the same metrics: our
+to SQLite, seconds of a second export; before that milliseconds per run of a sample, measured in turns with the same metrics: our
 export, `log_batch` per run, `log_metric` in a loop, and the export and `log_batch` per run to `mlflow server`.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,12 @@ def sample(folder: Path, rounds: int) -> None:
     for r in range(rounds):
         uri = f"sqlite:///{folder / f'{r}.db'}"
         loop, batch = by_hand(db, uri, 4, False), by_hand(db, uri, runs, True)
-        ours = seconds(lambda: export(db, "big", uri)) / runs * 1000  # noqa: B023 (called at once)
+        ours = seconds(partial(export, db, "big", uri)) / runs * 1000
         print(f"SQLite, ms per run: log_metric {loop:.0f}, log_batch {batch:.1f}, export {ours:.1f}", flush=True)
-    with served(folder / "server") as uri:
-        batch = by_hand(db, uri, 48, True)
-        ours = seconds(lambda: export(db, "big", uri)) / runs * 1000
-        print(f"mlflow server, ms per run: log_batch {batch:.1f}, export {ours:.1f}", flush=True)
+        with served(folder / f"server {r}") as uri:
+            batch = by_hand(db, uri, 48, True)
+            ours = seconds(partial(export, db, "big", uri)) / runs * 1000
+            print(f"mlflow server, ms per run: log_batch {batch:.1f}, export {ours:.1f}", flush=True)
 
 
 def main() -> None:
