@@ -81,7 +81,7 @@ class Study:
     `max` of the value over seeds, `runs` (that this sweep trained for it: those that an earlier trial of the same config had
     count there), and for those that have ended `trials_so_far`, `runs_so_far` and `best_so_far`, in the order in which they did;
     `why`, `config_id`, `asked`, `told`.
-    `values` and `fresh`: config id -> value by seed of the first objective, of the seeds that chose and of those that confirm.
+    `values` and `fresh`: for each objective, config id -> value by seed, of the seeds that chose and of those that confirm.
     `lost`: config id -> how many of the confirming runs diverged or failed.
     """
 
@@ -91,8 +91,8 @@ class Study:
     space: dict[str, dict[str, Any]]
     eval_id: str | None
     trials: pl.DataFrame
-    values: dict[str, Values]
-    fresh: dict[str, Values]
+    values: tuple[dict[str, Values], ...]
+    fresh: tuple[dict[str, Values], ...]
     lost: dict[str, int]
 
     @property
@@ -138,25 +138,20 @@ class Study:
     @cached_property
     def confirmed(self) -> pl.DataFrame:
         """One row per config with completed runs on fresh seeds, the best first: `number` of its first trial, the searched
-        fields, then as in `analysis.confirmed.confirmed`, by the first objective: `selected` over `n_selected` seeds, `mean`
-        over the `n` fresh ones with `sd` and the 95% t-interval `lo`..`hi`, `difference` (by how much choosing flattered it).
-        `lost`: confirming runs that diverged or failed, which have no value.
+        fields, then as in `analysis.confirmed.confirmed`: `selected` over `n_selected` seeds, `mean` over the `n` fresh ones with
+        `sd` and the 95% t-interval `lo`..`hi`, `difference` (by how much choosing flattered it); `selected_2`, ... by each
+        further objective. `lost`: confirming runs that diverged or failed, which have no value.
         """
         first = {c: row for row in reversed(self.trials.rows(named=True)) for c in [row["config_id"]]}
         rows = []
-        for config_id, seeds in self.fresh.items():
-            trial, chosen, fresh = (
-                first.get(config_id, {}),
-                finite([*self.values.get(config_id, {}).values()]),
-                t_interval([*seeds.values()]),
-            )
-            if not fresh.n:
-                continue
-            selected = float(chosen.mean()) if len(chosen) else trial.get("value")
-            numbers = {"n": fresh.n, "mean": fresh.mean, "sd": fresh.sd, "lo": fresh.lo, "hi": fresh.hi}
-            about = {f: trial.get(f) for f in ("number", *self.fields)} | {"n_selected": len(chosen), "selected": selected}
-            difference = fresh.mean - selected if selected is not None else None
-            rows.append(about | numbers | {"difference": difference, "lost": self.lost.get(config_id, 0), "config_id": config_id})
+        for config_id in self.fresh[0]:
+            trial = first.get(config_id, {})
+            row = {f: trial.get(f) for f in ("number", *self.fields)}
+            for column, values, fresh in zip(self.value_columns, self.values, self.fresh, strict=True):
+                beside = _beside(trial.get(column), values.get(config_id, {}), fresh.get(config_id, {}))
+                row |= {k + column.removeprefix("value"): v for k, v in beside.items()}
+            if row["n"]:
+                rows.append(row | {"lost": self.lost.get(config_id, 0), "config_id": config_id})
         table = pl.DataFrame(rows, infer_schema_length=None)
         if not rows:
             return table
@@ -253,15 +248,14 @@ def read_study(db: Path | str, sweep: str) -> Study | None:
     about = rows.row(0, named=True)
     objectives = tuple(Objective(**o) for o in about["objectives"])
     space = {f: d if isinstance(d, dict) else {"choices": d} for f, d in json.loads(about["space"]).items()}
-    first = objectives[0]
-    eval_id = _evaluation(db, frames, first)
-    values, fresh = (_values(frames, first, eval_id, stage) for stage in ("explore", "confirm"))
+    judged = [(objective, _evaluation(db, frames, objective)) for objective in objectives]
+    values, fresh = (tuple(_values(frames, o, e, stage) for o, e in judged) for stage in ("explore", "confirm"))
     gone = frames.runs.filter(
         ~pl.col("excluded") & (pl.col("stage") == "confirm") & pl.col("status").is_in(["diverged", "failed"])
     )
     lost = dict(gone.unique("run_id").group_by("config_id").len().iter_rows())
-    trials = _trials(sql(db, f"FROM trials WHERE sweep = '{sweep}' ORDER BY number"), frames, objectives, space, values, about)
-    return Study(sweep, about, objectives, space, eval_id, trials, values, fresh, lost)
+    trials = _trials(sql(db, f"FROM trials WHERE sweep = '{sweep}' ORDER BY number"), frames, objectives, space, values[0], about)
+    return Study(sweep, about, objectives, space, judged[0][1], trials, values, fresh, lost)
 
 
 def _evaluation(db: Path | str, frames: Frames, objective: Objective) -> str | None:
@@ -389,6 +383,15 @@ def _quiet_optuna() -> Iterator[None]:
 
 def _no_nan(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(pl.selectors.float().fill_nan(None))
+
+
+def _beside(told: float | None, values: Values, fresh: Values) -> dict[str, Any]:
+    """What one objective was selected for (as `told` where no seed's value is left) beside what it is on fresh seeds."""
+    chosen, found = finite([*values.values()]), t_interval([*fresh.values()])
+    selected = float(chosen.mean()) if len(chosen) else told
+    numbers = {"n": found.n, "mean": found.mean, "sd": found.sd, "lo": found.lo, "hi": found.hi}
+    difference = found.mean - selected if selected is not None else None
+    return {"n_selected": len(chosen), "selected": selected, **numbers, "difference": difference}
 
 
 def seed_matrix(values: Mapping[str, Values], configs: Sequence[str]) -> Floats:

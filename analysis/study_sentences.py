@@ -52,22 +52,34 @@ def _front(study: Study) -> str:
     if not front.height:
         return f"{_tried(study)}, there are too few complete ones for a front between {names}."
     ends = [front.row(0, named=True), front.row(-1, named=True)][: front.height]
-    told = [f"trial {row['number']} ({study.name(row)}) has {listed([f'{row[c]:.3f}' for c in columns])}" for row in ends]
+    told = [
+        f"trial {row['number']} ({study.name(row)}) has {listed([f'{row[c]:.3f}' for c in columns])}{_front_fresh(study, row)}"
+        for row in ends
+    ]
     beaten = "no other trial beats it in all of them" if front.height == 1 else "no trial beats one of these in all of them"
     on_it = "one is" if front.height == 1 else f"{front.height:,} are"
     return f"{_tried(study)}, {on_it} on the front between {names}: {beaten}; {'; '.join(told)}."
+
+
+def _front_fresh(study: Study, end: Mapping[str, Any]) -> str:
+    """What a trial of the front has in each objective on fresh seeds, where it was confirmed."""
+    row = _confirmed(study, end["config_id"])
+    if row is None:
+        return ""
+    told = [_fresh(row, column.removeprefix("value")) for column in study.value_columns]
+    return f", and {listed(told)} on {_seeds(row['n'], 'fresh ')}"
 
 
 def _tied(study: Study) -> str:
     """By the fresh seeds where several trials have them, else by those that chose."""
     fresh = study.confirmed
     if fresh.height > 1:
-        configs, values, where = fresh["config_id"].to_list(), study.fresh, "on the fresh seeds"
+        configs, values, where = fresh["config_id"].to_list(), study.fresh[0], "on the fresh seeds"
         among = f"Of the {fresh.height} confirmed trials"
         numbers = dict(zip(configs, fresh["number"], strict=True))
     else:
         rows = study.complete.unique("config_id", maintain_order=True, keep="first")
-        configs, values, where = rows["config_id"].to_list(), study.values, "on the seeds that chose it"
+        configs, values, where = rows["config_id"].to_list(), study.values[0], "on the seeds that chose it"
         among = f"Of the {rows.height:,} complete trials"
         numbers = dict(zip(configs, rows["number"], strict=True))
     if len(configs) == 1:
@@ -141,9 +153,10 @@ def _confirmed(study: Study, config_id: str) -> dict[str, Any] | None:
     return rows.row(0, named=True) if rows.height else None
 
 
-def _fresh(row: Mapping[str, Any]) -> str:
-    numbers = [float("nan") if row[k] is None else row[k] for k in ("mean", "sd", "lo", "hi")]
-    return interval(Interval(row["n"], *numbers))
+def _fresh(row: Mapping[str, Any], objective: str = "") -> str:
+    """Mean and interval on fresh seeds; `objective`: what the columns of a further one end in (`_2`)."""
+    numbers = [float("nan") if row[k + objective] is None else row[k + objective] for k in ("mean", "sd", "lo", "hi")]
+    return interval(Interval(row["n" + objective], *numbers))
 
 
 def _seeds(n: int, what: str = "") -> str:

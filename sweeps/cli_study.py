@@ -51,10 +51,11 @@ def study(
 ) -> None:
     """Search for the best config, judged over several seeds; confirm it on fresh ones. The same command continues.
 
-    Exits with 1 where runs failed; trials that were pruned, diverged or are excluded are results.
+    Exits with 1 where runs failed or no trial is complete; trials that were pruned, diverged or are excluded are results.
     """
     from sweeps import runner, study_run
     from sweeps.finish import finish
+    from sweeps.manifest import read_manifest
 
     loaded, site = load(spec, sets)
     if loaded.search is None:
@@ -62,5 +63,5 @@ def study(
     console = plain_console()
     done = study_run.carry_out(loaded, root, db, runner.pick_launcher(launcher, site), site, console, yes=yes)
     finish(done, root, db, console)
-    if done.failed:
+    if done.failed or not read_manifest(done.sweep).answered:
         raise typer.Exit(1)

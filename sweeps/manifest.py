@@ -73,6 +73,11 @@ class Manifest:
         return len(self.told) - self._n_excluded
 
     @property
+    def answered(self) -> bool:
+        """Whether a study has a complete trial: without one it says of no config what it is worth."""
+        return any(r["state"] == "complete" for r in self.told.values())
+
+    @property
     def _n_excluded(self) -> int:
         return sum(r["state"] == "excluded" for r in self.told.values())
 

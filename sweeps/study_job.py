@@ -112,7 +112,7 @@ def lead(sweep: SweepDir, db: Path, console: Console, tried: int, fruitless: int
     trials = ", ".join(f"{n:,} {state}" for state, n in told.items())
     said = summary(sweep, view, stopped) + (f"; trials: {trials}" if trials else "")
     console.print(said)
-    notify(site.on_done if told["complete"] and not stopped else site.on_stop, sweep, view, said, console)
+    notify(site.on_done if manifest.answered and not stopped else site.on_stop, sweep, view, said, console)
 
 
 def _cancelled(observer: Observer) -> bool:

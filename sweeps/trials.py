@@ -220,14 +220,18 @@ def _unlock(path: Path) -> None:
 def best_first(trials: Collection[FrozenTrial], search: Search) -> list[FrozenTrial]:
     """The complete trials that had all their seeds: the best first; of several objectives, those of the Pareto front first."""
     whole = [t for t in trials if t.user_attrs.get("told") == Told.COMPLETE and t.values]
-    signs = [1 if o.direction == "maximize" else -1 for o in search.objectives]
+    places = {t.number: t for t in whole}
+    return [places[n] for n in ranked({t.number: t.values or () for t in whole}, [o.direction for o in search.objectives])]
 
-    def heights(t: FrozenTrial) -> list[float]:
-        return [s * v for s, v in zip(signs, t.values or (), strict=True)]
 
-    def beaten(t: FrozenTrial) -> bool:
-        mine = heights(t)
-        others = (heights(o) for o in whole if o is not t)
-        return any(o != mine and all(a >= b for a, b in zip(o, mine, strict=True)) for o in others)
+def ranked(values: Mapping[int, Sequence[float]], directions: Sequence[str]) -> list[int]:
+    """The trials with these values (by number, one per objective), the best first; of several objectives the Pareto front first,
+    by the first of them."""
+    signs = [1 if direction == "maximize" else -1 for direction in directions]
+    heights = {n: [s * v for s, v in zip(signs, found, strict=True)] for n, found in values.items()}
 
-    return sorted(whole, key=lambda t: (len(signs) > 1 and beaten(t), [-h for h in heights(t)], t.number))
+    def beaten(n: int) -> bool:
+        mine = heights[n]
+        return any(o != mine and all(a >= b for a, b in zip(o, mine, strict=True)) for o in heights.values())
+
+    return sorted(heights, key=lambda n: (len(signs) > 1 and beaten(n), [-h for h in heights[n]], n))

@@ -18,20 +18,21 @@ from sweeps.space import Space
 def points_of(source: WarmStart, root: Path, db: Path, space: Space) -> list[dict[str, Any]]:
     """The searched fields of the best configs, the best first. Raises `UserError` where the sweep is not there or has no result.
 
-    Of a study the best are those of its own objective, of another sweep those with the highest mean where they are compared.
+    Of a study the best are those by its own objective (of several: its Pareto front first), of another sweep those with the
+    highest mean where they are compared.
     """
     from analysis.collect import collect
     from sweeps.confirm import ranking
+    from sweeps.trials import ranked
 
     manifest = read_manifest(find_sweep(root, source.sweep))
     if manifest.study:
-        sign = -1 if manifest.study["objectives"][0]["direction"] == "maximize" else 1
-        told = [r for r in manifest.told.values() if r["state"] == "complete"]
-        told.sort(key=lambda r: (sign * r["values"][0], r["number"]))
-        ranked = list(dict.fromkeys(manifest.trials[r["number"]]["config_id"] for r in told))
+        values = {r["number"]: r["values"] for r in manifest.told.values() if r["state"] == "complete"}
+        numbers = ranked(values, [o["direction"] for o in manifest.study["objectives"]])
+        best = list(dict.fromkeys(manifest.trials[n]["config_id"] for n in numbers))
     else:
         collect(root, db)
-        ranked = ranking(db, source.sweep, "accuracy", None)
-    if not ranked:
+        best = ranking(db, source.sweep, "accuracy", None)
+    if not best:
         raise UserError(f"search.warm_start: {source.sweep} has no result yet to start from")
-    return [space.said_of(manifest.configs[config_id]) for config_id in ranked[: source.top]]
+    return [space.said_of(manifest.configs[config_id]) for config_id in best[: source.top]]

@@ -27,8 +27,11 @@ from sweeps import cli
 from sweeps.confirm import FIRST_FRESH
 from sweeps.manifest import CONFIRM, EXPLORE, Manifest, read_manifest
 from sweeps.observe import Observer
+from sweeps.search import WarmStart
+from sweeps.space import space_of
 from sweeps.spec import load_spec
 from sweeps.study_run import plan_study
+from sweeps.warm_start import points_of
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker: the finished study is made once
 
@@ -452,7 +455,7 @@ def test_a_diverged_run_ends_its_trial_and_is_no_failure(folder: Folder) -> None
     text = text.replace("    num_iterations: [1, 2, 3]\n", "    num_generations: [2]\n")
     text = "\n".join(line for line in text.splitlines() if "epsilon" not in line)
     spec.write_text(text.replace("max_steps: 4}", "max_steps: 4, max_completion_length: 8}"))
-    folder.study(spec.name, "--set", "search.n_trials=1")
+    folder.call("study", spec.name, "--launcher", "local", "-y", "--set", "search.n_trials=1", check=1)
     manifest = folder.manifest()
     assert [(r["state"], r["values"]) for r in manifest.told.values()] == [("diverged", None)]
     assert "diverged" in manifest.told[0]["why"]
@@ -479,6 +482,11 @@ def test_two_objectives_have_a_pareto_front_that_is_confirmed(folder: Folder) ->
     confirmed = {r.config_id for r in manifest.runs.values() if r.stage == CONFIRM}
     assert len(confirmed) == 2
     assert confirmed <= front or front <= confirmed
+    source = WarmStart(sweep="s", top=len(front))
+    space = space_of(load_spec(folder.path / "s.yaml"))
+    points = points_of(source, folder.path / "runs", folder.path / "results.duckdb", space)
+    rates = {t["params"]["learning_rate"] for t in manifest.trials.values() if t["config_id"] in front}
+    assert {p["learning_rate"] for p in points} == rates, "what another study begins with"
 
 
 def cancelled_meanwhile(folder: Folder, spec: str, step_seconds: str, stage: str) -> str:

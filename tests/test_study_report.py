@@ -159,6 +159,28 @@ def test_the_fronts(tmp_path: Path) -> None:
     )
 
 
+def test_of_several_objectives_each_is_confirmed(tmp_path: Path) -> None:
+    early = {**ACCURACY, "step": 5, "direction": "minimize"}
+    made = StudySweep(tmp_path / "runs", objectives=[ACCURACY, early], space=SPACE, seeds=2)
+    curves = {1e-4: ((50, 40, 60), (50, 42, 62)), 2e-4: ((50, 55, 70), (50, 59, 74))}
+    fresh = {1e-4: ((50, 45, 58), (50, 49, 62)), 2e-4: ((50, 61, 69),)}
+    for rate, found_ in curves.items():
+        number, cid = made.ask({"learning_rate": rate, "method": "em"})
+        for seed, curve in enumerate(found_):
+            made.train(cid, seed, curve)
+        for seed, curve in enumerate(fresh[rate]):
+            made.train(cid, FRESH + seed, curve, stage="confirm")
+        made.tell(number, "complete", [sum(c[i] for c in found_) / 200 for i in (2, 1)], 2)
+    study = found(made)
+    wanted = ("number", "selected", "mean", "n", "selected_2", "mean_2", "n_2", "difference_2", "lo_2")
+    better, earlier = study.confirmed.select(wanted).rows()
+    assert better == pytest.approx((1, 0.72, 0.69, 1, 0.57, 0.61, 1, 0.04, None))
+    assert earlier == pytest.approx((0, 0.61, 0.60, 2, 0.41, 0.47, 2, 0.06, t_interval([0.45, 0.49]).lo))
+    sentence = study_sentences(study)[0]
+    assert "trial 1 (learning_rate=0.0002, method=em) has 0.720 and 0.570, and 0.690 and 0.610 on 1 fresh seed" in sentence
+    assert f"has 0.610 and 0.410, and 0.600 [{t_interval([0.58, 0.62]).lo:.3f}" in sentence
+
+
 def test_two_trials_of_one_config_share_its_runs(tmp_path: Path) -> None:
     made = StudySweep(tmp_path / "runs", space=SPACE, seeds=2)
     for _ in range(2):
