@@ -201,7 +201,10 @@ def parallel_coordinates(study: Study, folder: Path) -> Drawn | None:
             axes.annotate(text, (x, height), (shift, 0), textcoords="offset points", va="center", ha=ha, fontsize=7, color=INK)
         if gaps and (heights[:, x] < 0).any():
             axes.annotate("not set", (x, -0.14), (3, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED)
-    labels = [*study.fields, *(o.label for o in study.objectives)]
+    judges = [o.label for o in study.objectives]
+    if len({*judges}) < len(judges):  # one metric at several steps
+        judges = [o.words.replace(" at ", "\nat ") for o in study.objectives]
+    labels = [*study.fields, *judges]
     slope: dict[str, Any] = {"rotation": 20, "ha": "right"} if len(columns) > 6 else {}
     axes.set_xticks(range(len(columns)), labels, **slope)
     axes.set_yticks([])
