@@ -1,4 +1,4 @@
-"""Seed-aware search against random search and single-seed TPE at equal runs, again and again: `make study-comparison`.
+"""Seed-aware search against random search and single-seed TPE at equal runs, each thirty times: `make study-comparison`.
 
 Every strategy searches the same space of the miniature, where a trial's accuracy on 50 sampled answers moves by .06 from seed to
 seed, about as much as the better configs lie apart. What a strategy would have answered after 16 to 128 runs is judged on
@@ -22,6 +22,7 @@ from em_core.journal import SweepDir
 from sweeps.confirm import FIRST_FRESH
 from sweeps.manifest import read_manifest
 
+REPETITIONS = 30
 BUDGETS = (16, 32, 64, 128)
 FRESH = 16
 FIELDS = ("learning_rate", "temperature", "loss_temperature", "max_steps")
@@ -39,10 +40,7 @@ REST = {"resources": {"cpus_per_run": 1, "timeout_min": 60}, "execution": {"per_
 
 @dataclass(frozen=True)
 class Strategy:
-    """`trials` are as many as 128 runs can be; pruning leaves some for more of them.
-
-    The two whose difference is small and matters are repeated 30 times, the others 10 times.
-    """
+    """`trials` are as many as 128 runs can be; pruning leaves some for more of them."""
 
     name: str
     words: str
@@ -50,26 +48,24 @@ class Strategy:
     seeds: int
     pruner: str
     trials: int
-    repetitions: int = 10
 
 
 STRATEGIES = (
-    Strategy("tpe4-racing", "TPE, 4 seeds, racing", "tpe", 4, "racing", 110, 30),
+    Strategy("tpe4-racing", "TPE, 4 seeds, racing", "tpe", 4, "racing", 110),
     Strategy("tpe2-racing", "TPE, 2 seeds, racing", "tpe", 2, "racing", 120),
     Strategy("tpe4", "TPE, 4 seeds", "tpe", 4, "none", 32),
     Strategy("random4", "random, 4 seeds", "random", 4, "none", 32),
-    Strategy("tpe1", "TPE, 1 seed", "tpe", 1, "none", 128, 30),
+    Strategy("tpe1", "TPE, 1 seed", "tpe", 1, "none", 128),
 )
 
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "study-comparison")
     folder.mkdir(parents=True, exist_ok=True)
-    for repetition in range(max(s.repetitions for s in STRATEGIES)):
+    for repetition in range(REPETITIONS):
         for s in STRATEGIES:
-            if repetition < s.repetitions:
-                carry_out(folder, "study", study(s, repetition))
-    answers = {(s.name, r, b): answer(folder, s, r, b) for s in STRATEGIES for r in range(s.repetitions) for b in BUDGETS}
+            carry_out(folder, "study", study(s, repetition))
+    answers = {(s.name, r, b): answer(folder, s, r, b) for s in STRATEGIES for r in range(REPETITIONS) for b in BUDGETS}
     carry_out(folder, "run", judge(folder, [config for config, _ in answers.values()]))
     db = folder / "results.duckdb"
     worth = "SELECT config_id, avg(accuracy) AS worth FROM scores WHERE sweep = 'judge' AND eval_temperature = ? GROUP BY ALL"
@@ -136,12 +132,12 @@ def told(answers: dict[tuple[str, int, int], tuple[str, float]], worth: dict[flo
     for budget in BUDGETS:
         first = None
         for s in STRATEGIES:
-            mine = [answers[s.name, r, budget] for r in range(s.repetitions)]
+            mine = [answers[s.name, r, budget] for r in range(REPETITIONS)]
             true = np.array([worth[0.7][c] for c, _ in mine])
             greedy = np.array([worth[0.0][c] for c, _ in mine])
             selected = np.array([v for _, v in mine])
             rows.append({
-                "runs": str(budget), "strategy": s.words, "n": str(s.repetitions), "selected with": f"{selected.mean():.3f}",
+                "runs": str(budget), "strategy": s.words, "selected with": f"{selected.mean():.3f}",
                 "worth": f"{true.mean():.3f} {interval(true)}", "a tenth below": f"{np.quantile(true, 0.1):.3f}",
                 "flattered by": f"{(selected - true).mean():+.3f}", "greedy": f"{greedy.mean():.3f}",
             })  # fmt: skip
@@ -153,12 +149,11 @@ def told(answers: dict[tuple[str, int, int], tuple[str, float]], worth: dict[flo
                 against.append(
                     {"runs": str(budget), f"{STRATEGIES[0].words} minus": s.words, "difference": difference, "p": f"{p:.3f}"}
                 )
-    used = {s.name: [runs_of(folder, s, r) for r in range(s.repetitions)] for s in STRATEGIES}
-    times = " or ".join(f"{n}" for n in sorted({s.repetitions for s in STRATEGIES}))
+    used = {s.name: [runs_of(folder, s, r) for r in range(REPETITIONS)] for s in STRATEGIES}
     counts = "; ".join(f"{s.words}: {np.mean([u[0] for u in used[s.name]]):.0f} trials" for s in STRATEGIES)
     return "\n".join([
         "# Seed-aware search, random search and single-seed TPE", "",
-        f"`make study-comparison`: each strategy {times} times over the same space of the miniature",
+        f"`make study-comparison`: each strategy {REPETITIONS} times over the same space of the miniature",
         f"({', '.join(FIELDS)}), judged by accuracy on 50 questions sampled at .7, which moves by",
         ".06 from seed to seed. *worth*: the mean of what a strategy would have answered after so many runs, on",
         f"{FRESH} fresh seeds, with a 95% t-interval over the repetitions; *selected with*: the value it was chosen for;",
