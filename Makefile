@@ -70,7 +70,7 @@ coverage: $(READY)  ## simulate every interval and test, and write docs/coverage
 study-pruning: $(READY)  ## simulate pruning between seeds, and write docs/study_pruning.md (ARGS=--repeats N)
 	$(PYTHON) -m tests.study_pruning $(ARGS)
 
-study-comparison: $(READY)  ## seed-aware search, random search and single-seed TPE, 30 times each, into docs/study_comparison.md
+study-comparison: $(READY)  ## seed-aware search, random search and single-seed TPE, 20 times each, into docs/study_comparison.md
 	$(PYTHON) -m tests.study_comparison
 
 traps: $(READY)  ## what each trap of the one-shot-EM reference changes on the miniature, into docs/traps.md (5 minutes)

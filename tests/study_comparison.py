@@ -1,8 +1,8 @@
-"""Seed-aware search against random search and single-seed TPE at equal runs, each thirty times: `make study-comparison`.
+"""Seed-aware search against random search and single-seed TPE at equal runs, each twenty times: `make study-comparison`.
 
 Every strategy searches the same space of the miniature, where a trial's accuracy on 50 sampled answers moves by .06 from seed to
 seed, about as much as the better configs lie apart. What a strategy would have answered after 16 to 128 runs is judged on
-sixteen fresh seeds. Writes docs/study_comparison.md, after one to two hours. Interrupt it at will: it goes on.
+sixteen fresh seeds. Writes docs/study_comparison.md, after an hour. Interrupt it at will: it goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from em_core.journal import SweepDir
 from sweeps.confirm import FIRST_FRESH
 from sweeps.manifest import read_manifest
 
-REPETITIONS = 30
+REPETITIONS = 20
 BUDGETS = (16, 32, 64, 128)
 FRESH = 16
 FIELDS = ("learning_rate", "temperature", "loss_temperature", "max_steps")
