@@ -41,7 +41,7 @@ def _best(study: Study, best: Mapping[str, Any]) -> str:
     )
     row = _confirmed(study, best["config_id"])
     if row is None:
-        return f"{said} and so biased up; `emsweep confirm {study.sweep}` measures it on fresh ones."
+        return f"{said} and so flattered; `emsweep confirm {study.sweep}` measures it on fresh ones."
     lost = f" ({row['lost']} more diverged or failed)" if row["lost"] else ""
     return f"{said}, it has {_fresh(row)} on {_seeds(row['n'], 'fresh ')}{lost}."
 
