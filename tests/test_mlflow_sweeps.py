@@ -1,7 +1,8 @@
-"""Sweeps of other kinds in MLflow: of a trainer of one's own, imported ones, one whose failures were forgiven."""
+"""Sweeps of other kinds in MLflow: of an own trainer, imported, with forgiven failures; and where it cannot write."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,32 @@ def test_forgiven_and_excluded_runs(here: Path, uri: str) -> None:
     collect(sweep.root, db)
     assert counts(export(db, "forgiven", uri)) == (1, 0, 5, 2)
     assert held(uri, "forgiven")[other.run_id]["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("postgresql+psycopg2://u:secret@h/db", "for postgresql+psycopg2://***@h/db MLflow needs the Python package psycopg2"),
+        ("mysql://u:secret@h/db", "for mysql://***@h/db MLflow needs the Python package mysqlclient"),
+        ("postgresql+none://u:secret@h/db", "postgresql+none://***@h/db: MLflow cannot write there; set MLFLOW_TRACKING_URI to"),
+        ("ftp://u:secret@x", "ftp://***@x: MLflow cannot write there"),
+        ("http:/x", "http:/x: MLflow cannot write there"),
+        ("http://[x", "the tracking URI is malformed"),
+        ("sqlite://", "sqlite://: that is no file"),
+        ("sqlite:///:memory:", "sqlite:///:memory:: that is no file"),
+        ("sqlite://results.db", "sqlite://results.db: that is no file"),
+    ],
+)  # fmt: skip
+def test_where_mlflow_cannot_write(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str, said: str
+) -> None:
+    """One line, without the password; not that the same command goes on. A driver that is not installed is named."""
+    for module in ("psycopg2", "MySQLdb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    Sweep(here / "runs", "own", {"learning_rate": [1e-4]}, range(1)).write(jobs=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", wrong)
+    assert call("export", "mlflow", "own") == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "secret" not in told
+    assert told.count("\n") == 1
