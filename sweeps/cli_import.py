@@ -105,13 +105,13 @@ def table(
         raise UserError("which columns are results? --metric COLUMN (higher is better) or --minimize COLUMN")
     judged = tuple(dict.fromkeys((*(metrics or ()), *(minimized or ()))))
     sweep = SweepDir(root, importing.sweep_name(name, file.stem))
-    found, curves = read_table(file, judged, step, run, ignored or ())
+    found, curves, notes = read_table(file, judged, step, run, ignored or ())
     importing.pick_metrics(metrics or (), minimized or (), judged)
     picked = importing.pick_seed(seed, found, ignored or ())
     choice = importing.Choice(judged, tuple(minimized or ()), picked, tuple(ignored or ()), step_offset)
     _finish(
         bring(sweep, choice, {"from": str(file.resolve())}, found, lambda new: [curves[f.source] for f in new]),
-        [],
+        notes,
         root,
         db,
     )
