@@ -269,8 +269,8 @@ def _curves(con: Any, sweep: str, configs: Sequence[str]) -> dict[str, pl.DataFr
     return {str(key[0]): part.drop("config_id") for key, part in frame.partition_by("config_id", as_dict=True).items()}
 
 
-PACKAGES = {"MySQLdb": "mysqlclient"}
-"""Python packages that are not called as what they are imported as."""
+DRIVERS = {"MySQLdb": "mysqlclient", "psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
+"""Packages of databases' drivers that are called otherwise than what is imported."""
 
 
 @contextlib.contextmanager
@@ -284,8 +284,8 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        package, why = PACKAGES.get(error.name or "", error.name), " ".join(str(error).split())
-        lacking = f"the Python package {package}, which is not installed" if package else f"more: {why[:300]}"
+        package, why = DRIVERS.get(error.name or "", error.name), " ".join(str(error).split())
+        lacking = f"the Python package {package}: `pip install '{package}'`" if package else f"more: {why[:300]}"
         raise UserError(f"for {shown(uri)} MLflow needs {lacking}") from None
     except (UnsupportedModelRegistryStoreURIException, InvalidUrlException, ArgumentError):
         raise UserError(f"{shown(uri)}: MLflow cannot write there; {WRITABLE}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from analysis.mlflow_export import DRIVERS
 from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus
 from sweeps.complaints import unknown
@@ -35,8 +36,6 @@ STATUSES = {"FINISHED": RunStatus.COMPLETED, "FAILED": RunStatus.FAILED, "KILLED
 """What ended; all else is still running."""
 SYSTEM = "system/"
 """How names of MLflow's system metrics begin."""
-DRIVERS = {"MySQLdb": "mysqlclient", "psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
-"""Packages of databases' drivers that are called otherwise than what is imported."""
 
 
 def open_tracking(uri: str | None) -> MlflowClient:

@@ -134,8 +134,8 @@ def test_forgiven_and_excluded_runs(here: Path, uri: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("postgresql+psycopg2://u:secret@h/db", "for postgresql+psycopg2://***@h/db MLflow needs the Python package psycopg2"),
-        ("mysql://u:secret@h/db", "for mysql://***@h/db MLflow needs the Python package mysqlclient"),
+        ("postgresql+psycopg2://u:secret@h/db", "MLflow needs the Python package psycopg2-binary: "),
+        ("mysql://u:secret@h/db", "for mysql://***@h/db MLflow needs the Python package mysqlclient: "),
         ("postgresql+none://u:secret@h/db", "postgresql+none://***@h/db: MLflow cannot write there; set MLFLOW_TRACKING_URI to"),
         ("ftp://u:secret@x", "ftp://***@x: MLflow cannot write there"),
         ("http:/x", "http:/x: MLflow cannot write there"),
