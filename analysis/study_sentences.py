@@ -83,7 +83,7 @@ def _tied(study: Study) -> str:
         among = f"Of the {rows.height:,} complete trials"
         numbers = dict(zip(configs, rows["number"], strict=True))
     if len(configs) == 1:
-        return "There is one complete trial, so nothing to compare."
+        return "Only one config is complete, so there is nothing to compare."
     grid = seed_matrix(values, configs) * study.objectives[0].sign
     ties = tied_with_best(grid)
     if ties.best < 0 or np.isfinite(grid[ties.best]).sum() < 2:

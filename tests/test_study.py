@@ -516,6 +516,16 @@ def test_confirm_takes_the_best_complete_trial_by_the_objective(folder: Folder) 
     assert row.split()[:2] == [str(best["number"]), str(round(best["values"][0], 3))]
 
 
+@pytest.mark.slow
+def test_a_warm_start_of_which_nothing_fits_is_said(again: Folder) -> None:
+    spec = again.path / again.write("w", "warm_start: [{sweep: s}]", trials=1, seeds=1)
+    narrow = spec.read_text().replace("[1, 2, 3]", "[4]").replace("low: 1.0e-5, high: 1.0e-3", "low: 1.0e-2, high: 1.0e-1")
+    spec.write_text("\n".join(line for line in narrow.splitlines() if "epsilon" not in line))
+    said = again.study(spec.name)
+    assert "none is tried first (warm start: s): no value of its best configs is in this space\n" in said
+    assert "Only one config is complete, so there is nothing to compare." in " ".join(said.split())
+
+
 def cancelled_meanwhile(folder: Folder, spec: str, step_seconds: str, stage: str) -> str:
     """Carry a study on, and cancel the first run of this stage that is under way; its id."""
     command = folder.command("study", spec, "--launcher", "local", "-y")
