@@ -57,11 +57,13 @@ def mlflow(
     from em_core.journal import SweepDir
     from sweeps import import_mlflow as source
     from sweeps import importing
-    from sweeps.import_journal import bring
+    from sweeps.import_journal import bring, refuse_other_experiment
 
     client = source.open_tracking(tracking_uri)
     found = source.find_experiment(client, experiment)
     sweep = SweepDir(root, importing.sweep_name(name, found.name))
+    if name is None:
+        refuse_other_experiment(sweep, found.name)
     runs = source.read_runs(client, found, only)
     judged = importing.pick_metrics(metrics or (), minimized or (), source.metrics_of(runs))
     above, lost = source.read_above(client, runs)

@@ -88,10 +88,24 @@ def test_a_parent_that_is_gone_for_good_is_said(here: Path, capsys: pytest.Captu
 
 def test_a_name_of_which_no_sweeps_name_can_be_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mlflow_at(f"sqlite:///{here}/ml.db").create_experiment("実験")
+    capsys.readouterr()  # what MLflow logs of a new database
     assert call("import", "mlflow", "実験", "--metric", "acc", "--tracking-uri", "ml.db") == 2
     told = capsys.readouterr().err
     assert told.startswith("emsweep: no sweep's name can be made of '実験': give one with --name")
     assert told.count("\n") == 1
+
+
+def test_two_experiments_do_not_become_one_sweep_unasked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client = mlflow_at(f"sqlite:///{here}/ml.db")
+    for name in ("lr & seeds", "lr + seeds"):
+        log(client, client.create_experiment(name), {"seed": 0, "lr": 0.1}, {}, 0.75)
+    command = ("--metric", "acc", "--tracking-uri", "ml.db")
+    assert call("import", "mlflow", "lr & seeds", *command) == 0
+    assert call("import", "mlflow", "lr + seeds", *command) == 2
+    told = capsys.readouterr().err
+    assert told == "emsweep: lr-seeds holds what was imported from 'lr & seeds', not 'lr + seeds': give a --name\n"
+    assert call("import", "mlflow", "lr & seeds", *command) == 0, "again"
+    assert call("import", "mlflow", "lr + seeds", *command, "--name", "lr-seeds") == 0, "a person says so"
 
 
 @pytest.mark.parametrize(
