@@ -93,8 +93,7 @@ def export(db: Path, sweep: str, uri: str, progress: Progress = lambda done, of:
     of this name that is not this sweep's, and `Fault` where MLflow cannot be reached or refuses: what was written stays, and the
     next export goes on.
     """
-    if urlsplit(uri).scheme in ("", "file"):
-        raise UserError(f"{uri}: MLflow no longer writes into folders; set MLFLOW_TRACKING_URI to sqlite:///FILE or a server")
+    _refuse_unwritable(uri)
     quiet()
     from mlflow import MlflowClient
 
@@ -118,6 +117,21 @@ def export(db: Path, sweep: str, uri: str, progress: Progress = lambda done, of:
             for _ in _carry_out(client, store, experiment, db, sheet, _works(sheet, store.known(experiment))):
                 pass
     return Exported(sweep, new, edited, runs - new - edited, sheet.waiting, time.monotonic() - began)
+
+
+WRITABLE = "set MLFLOW_TRACKING_URI to sqlite:///FILE or a server"
+
+
+def _refuse_unwritable(uri: str) -> None:
+    """What needs no MLflow to see that it keeps nothing there: each of its connections to a database in memory sees another."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # its text may have the password
+        raise UserError(f"the tracking URI is malformed; {WRITABLE}") from None
+    if parts.scheme in ("", "file"):
+        raise UserError(f"{uri}: MLflow no longer writes into folders; {WRITABLE}")
+    if parts.scheme.partition("+")[0] == "sqlite" and parts.path.strip("/") in ("", ":memory:"):
+        raise UserError(f"{uri}: that is no file; {WRITABLE}")
 
 
 def _experiment(client: MlflowClient, db: Path, sweep: str, uri: str) -> tuple[str, Sheet]:
@@ -255,17 +269,28 @@ def _curves(con: Any, sweep: str, configs: Sequence[str]) -> dict[str, pl.DataFr
     return {str(key[0]): part.drop("config_id") for key, part in frame.partition_by("config_id", as_dict=True).items()}
 
 
+DRIVERS = {"MySQLdb": "mysqlclient", "psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
+"""Packages of databases' drivers that are called otherwise than what is imported."""
+
+
 @contextlib.contextmanager
 def _told(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into one line."""
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import InvalidUrlException, MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
     from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     try:
         yield
+    except ImportError as error:
+        package, why = DRIVERS.get(error.name or "", error.name), " ".join(str(error).split())
+        lacking = f"the Python package {package}: `pip install '{package}'`" if package else f"more: {why[:300]}"
+        raise UserError(f"for {shown(uri)} MLflow needs {lacking}") from None
+    except (UnsupportedModelRegistryStoreURIException, InvalidUrlException, ArgumentError):
+        raise UserError(f"{shown(uri)}: MLflow cannot write there; {WRITABLE}") from None
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).replace(uri, shown(uri))
         if "Max retries exceeded" in why or "Connection" in why:
             raise Fault(f"cannot reach MLflow at {shown(uri)}; nothing is lost, the same command goes on") from None
         raise Fault(f"MLflow at {shown(uri)}: {why[:300]}; nothing is lost, the same command goes on") from None

@@ -66,7 +66,7 @@ class Config:
 @dataclass(frozen=True)
 class Sheet:
     """A sweep: its configs, `made` (when its first run was wanted: two sweeps of one name differ here), the names under which its
-    evaluations are told (eval_id -> name), and how many runs have not started."""
+    evaluations are told (eval_id -> name), and how many runs have not started: all that are in none of the configs."""
 
     sweep: str
     made: str
@@ -111,7 +111,7 @@ def read_sheet(db: Path, sweep: str, labels: Mapping[str, str]) -> Sheet:
         for c in configs
         if (of := children.get(c["config_id"]))
     ]
-    return Sheet(sweep, about["made"], labels, found, about["waiting"])
+    return Sheet(sweep, about["made"], labels, found, about["runs"] - len(runs))
 
 
 def _child(r: dict[str, Any], sweep: str, params: dict[str, str], prompt_name: str | None, odd: dict[str, int]) -> Record:
@@ -129,15 +129,16 @@ def _child(r: dict[str, Any], sweep: str, params: dict[str, str], prompt_name: s
         "emsweep.excluded": (r["exclude_reason"] or "true") if r["excluded"] else None,
     }  # fmt: skip
     identity = _digest([FORMAT, r["attempt_id"], r["started"], r["n_metrics"], r["last_metric"], r["measured"]])
-    return Record(r["run_id"], STATUS[r["status"]], r["started"], r["ended"], params, _tags(tags), identity)
+    return Record(r["run_id"], STATUS[r["ended_as"]], r["started"], r["ended"], params, _tags(tags), identity)
 
 
 def _parent(
     c: dict[str, Any], sweep: str, varied: Sequence[str], params: dict[str, str], children: Sequence[Record], means: list[Metric]
 ) -> Record:
     """The record of a config, with means over its seeds. Its digest holds those of its runs: where it is right, all are."""
-    at = ("prompt_name" if v == "prompt" and c["prompt_name"] else v for v in varied)
-    name = ", ".join(f"{v}={show(c[v])}" for v in dict.fromkeys(at)) or c["config_id"]
+    fields = _fields(c) | ({"prompt_name": c["prompt_name"]} if c["prompt_name"] else {})
+    at = ("prompt_name" if v == "prompt" and "prompt_name" in fields else v for v in varied)
+    name = ", ".join(f"{v}={show(fields.get(v))}" for v in at) or c["config_id"]
     ends = [r.end for r in children]
     running = any(r.status == "RUNNING" for r in children)
     tags = {
@@ -176,9 +177,10 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def _params(config: Mapping[str, Any], varied: Sequence[str]) -> dict[str, str]:
     """What is varied or not the default, as text. A long text is cut, and says its digest; `config.json` has all of it.
 
-    Nothing that may change without the config's id: MLflow refuses another value of a param.
+    Nothing that may change without the config's id: MLflow refuses another value of a param. Nor a field that is null in all
+    configs, which says nothing: of imported ones that is every field of a training here.
     """
-    fields = {k: v for k, v in _fields(config).items() if k in varied or v != _plain(_DEFAULTS.get(k))}
+    fields = {k: v for k, v in _fields(config).items() if k in varied or v not in (None, _plain(_DEFAULTS.get(k)))}
     said = {}
     for name, value in fields.items():
         text = json.dumps(value) if isinstance(value, list | dict) else str(value)
@@ -301,24 +303,29 @@ MEASURED = """(
         FROM evals) WHERE x.value IS NOT NULL)"""
 """What evaluations tell, a row per value; not how long they took."""
 _ABOUT = """SELECT epoch_ms(coalesce(min(m.added) FILTER (WHERE m.why <> 'merge'), min(m.added)))::VARCHAR AS made,
-    count(DISTINCT m.run_id) FILTER (WHERE NOT m.excluded AND (r.started IS NULL OR r.status = 'queued')) AS waiting
-    FROM sweep_runs AS m JOIN runs AS r ON r.run_id = m.run_id WHERE m.sweep = $sweep AND m.repeat = 0"""
+    count(DISTINCT m.run_id) AS runs FROM sweep_runs AS m WHERE m.sweep = $sweep AND m.repeat = 0"""
 _CONFIGS = """FROM configs WHERE config_id IN (SELECT config_id FROM sweep_runs WHERE sweep = $sweep AND repeat = 0)
     ORDER BY config_id"""
-_RUNS = f"""SELECT r.* REPLACE (epoch_ms(r.started) AS started, epoch_ms(r.ended) AS ended),
-        m.arm, m.stage, m.excluded, m.exclude_reason, j.slurm_job_id, j.cluster, j.code, a.device,
-        coalesce(t.n, 0) AS n_metrics, t.last AS last_metric, v.measured
-    FROM (SELECT run_id, string_agg(DISTINCT arm, ', ' ORDER BY arm) AS arm, min(stage) AS stage, bool_and(excluded) AS excluded,
-            max(exclude_reason) AS exclude_reason
+_DECIDES = f"""SELECT t.* FROM attempts AS t JOIN runs AS r ON r.run_id = t.run_id
+    WHERE t.mode = 'train' AND t.run_id IN {_MINE}
+        AND (r.attempt_id IS NULL OR (t.sweep = r.sweep AND t.attempt_id = r.attempt_id))
+    QUALIFY row_number() OVER (PARTITION BY t.run_id ORDER BY t."try" DESC, t.job DESC, t.sweep DESC, t.number DESC) = 1"""
+"""A run's attempt that decides; where its failures were forgiven none does, and its last one is what MLflow holds of it."""
+_RUNS = f"""SELECT r.run_id, r.config_id, r.seed, r.status, r.attempts, a.status AS ended_as,
+        a.attempt_id, a.cause, a.message, a.steps, a.device, j.node, j.gpu, j."commit", j.slurm_job_id, j.cluster, j.code,
+        epoch_ms(coalesce(a.started, a.ended, m.added)) AS started,
+        epoch_ms(coalesce(a.ended, CASE WHEN a.started IS NULL THEN m.added END)) AS ended, -- a row of a table has no times
+        m.arm, m.stage, m.excluded, m.exclude_reason, coalesce(t.n, 0) AS n_metrics, t.last AS last_metric, v.measured
+    FROM (SELECT run_id, string_agg(DISTINCT arm, ', ' ORDER BY arm) AS arm, min(stage) AS stage, min(added) AS added,
+            bool_and(excluded) AS excluded, max(exclude_reason) AS exclude_reason
         FROM sweep_runs WHERE sweep = $sweep AND repeat = 0 GROUP BY run_id) AS m
     JOIN runs AS r ON r.run_id = m.run_id
-    LEFT JOIN attempts AS a ON a.sweep = r.sweep AND a.attempt_id = r.attempt_id
+    JOIN ({_DECIDES}) AS a ON a.run_id = r.run_id
     LEFT JOIN jobs AS j ON j.sweep = a.sweep AND j.job = a.job AND j."try" = a."try"
     LEFT JOIN (SELECT run_id, count(*) AS n, max(step) AS last FROM metrics WHERE run_id IN {_MINE} GROUP BY run_id) AS t
         ON t.run_id = r.run_id
     LEFT JOIN (SELECT run_id, md5(string_agg(concat_ws('/', eval_id, step, attempt_id), ',' ORDER BY eval_id, step)) AS measured
         FROM evals GROUP BY run_id) AS v ON v.run_id = r.run_id
-    WHERE r.started IS NOT NULL AND r.status <> 'queued'
     ORDER BY r.config_id, r.seed"""
 _CELLS = """SELECT config_id, stage, step, eval_id, metric, n, mean, sd FROM cells
     WHERE sweep = $sweep AND n > 0 AND metric <> 'seconds' AND stage IN ('explore', 'confirm')

@@ -141,8 +141,8 @@ ABOUT = {
     "confirmed": (
         "Confirmed on fresh seeds",
         "Configs run again (by `emsweep confirm`, or at the end of a study) with seeds that had no part in choosing them. mean, "
-        "with its 95% t-interval, is from these seeds alone; selected is the mean that they were chosen for, biased up. Columns "
-        "in _2, _3: by the further objectives of a study.",
+        "with its 95% t-interval, is from these seeds alone; selected is the mean that they were chosen for, and so flattered. "
+        "Columns in _2, _3: by the further objectives of a study.",
     ),
     "variance": (
         "Variance components",

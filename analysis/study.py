@@ -168,7 +168,7 @@ class Study:
 
         schema = {"field": pl.String, "importance": pl.Float64}
         with _quiet_optuna():
-            study = self._optuna(self.valued, [self.objectives[0].sign], ["value"])
+            study = self._optuna()
             common = set.intersection(*(set(t.params) for t in study.trials)) if study.trials else set()
             if len(study.trials) < FEWEST or len(common) < 2 or len({t.value for t in study.trials}) < 2:
                 return pl.DataFrame(schema=schema)
@@ -191,8 +191,13 @@ class Study:
         known = self.complete.filter(pl.all_horizontal(pl.col(columns).is_not_null()))
         if known.height < 2:
             return known.clear()
+        from optuna import create_study
+        from optuna.trial import create_trial
+
         with _quiet_optuna():
-            study = self._optuna(known, [sign for _, _, sign in self.front_axes], columns)
+            study = create_study(directions=["maximize" if sign > 0 else "minimize" for _, _, sign in self.front_axes])
+            for row in known.iter_rows(named=True):
+                study.add_trial(create_trial(values=[row[c] for c in columns], user_attrs={"number": row["number"]}))
             on_it = [t.user_attrs["number"] for t in study.best_trials]
         return known.filter(pl.col("number").is_in(on_it)).select("number", *self.fields, *columns, "seeds", "config_id")
 
@@ -222,20 +227,18 @@ class Study:
         kept = grid.only(self.complete["config_id"].to_list(), point if same else None)
         return replace(kept, configs=kept.configs.join(first_trial, on="config_id", maintain_order="left"), varied=("trial",))
 
-    def _optuna(self, rows: pl.DataFrame, signs: Sequence[int], columns: Sequence[str]) -> OptunaStudy:
-        """Trials as an Optuna study in memory; those beside the space (enqueued ones may be) are left out."""
+    def _optuna(self) -> OptunaStudy:
+        """The trials with a value as an Optuna study in memory; those between the steps of the space (enqueued ones may be) are
+        left out."""
         from optuna import create_study
         from optuna.trial import create_trial
 
         space = {f: _distribution(self.space[f], self.trials[f]) for f in self.fields}
-        study = create_study(directions=["maximize" if sign > 0 else "minimize" for sign in signs])
-        for row in rows.sort("number").iter_rows(named=True):
+        study = create_study(direction="maximize" if self.objectives[0].sign > 0 else "minimize")
+        for row in self.valued.sort("number").iter_rows(named=True):
             mine = {f: d for f, d in space.items() if row[f] is not None}
-            values = [row[c] for c in columns]
             if all(_holds(d, row[f]) for f, d in mine.items()):
-                params = {f: row[f] for f in mine}
-                attrs = {"number": row["number"]}
-                study.add_trial(create_trial(values=values, params=params, distributions=mine, user_attrs=attrs))
+                study.add_trial(create_trial(value=row["value"], params={f: row[f] for f in mine}, distributions=mine))
         return study
 
 
@@ -355,9 +358,10 @@ def _distribution(said: Mapping[str, Any], column: pl.Series) -> BaseDistributio
     if said.get("low") is None or said.get("high") is None:
         return CategoricalDistribution(column.drop_nulls().unique().sort().to_list())
     log, step = bool(said.get("log")), said.get("step")
+    low, high = (f((said[end], *column.drop_nulls())) for f, end in ((min, "low"), (max, "high")))  # bounds may have been wider
     if column.dtype.is_integer():
-        return IntDistribution(int(said["low"]), int(said["high"]), log=log, step=int(step or 1))
-    return FloatDistribution(float(said["low"]), float(said["high"]), log=log, step=float(step) if step else None)
+        return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+    return FloatDistribution(float(low), float(high), log=log, step=float(step) if step else None)
 
 
 def _holds(distribution: BaseDistribution, value: Any) -> bool:

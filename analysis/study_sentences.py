@@ -41,7 +41,7 @@ def _best(study: Study, best: Mapping[str, Any]) -> str:
     )
     row = _confirmed(study, best["config_id"])
     if row is None:
-        return f"{said} and so biased up; `emsweep confirm {study.sweep}` measures it on fresh ones."
+        return f"{said} and so flattered; `emsweep confirm {study.sweep}` measures it on fresh ones."
     lost = f" ({row['lost']} more diverged or failed)" if row["lost"] else ""
     return f"{said}, it has {_fresh(row)} on {_seeds(row['n'], 'fresh ')}{lost}."
 
@@ -83,7 +83,7 @@ def _tied(study: Study) -> str:
         among = f"Of the {rows.height:,} complete trials"
         numbers = dict(zip(configs, rows["number"], strict=True))
     if len(configs) == 1:
-        return "There is one complete trial, so nothing to compare."
+        return "Only one config is complete, so there is nothing to compare."
     grid = seed_matrix(values, configs) * study.objectives[0].sign
     ties = tied_with_best(grid)
     if ties.best < 0 or np.isfinite(grid[ties.best]).sum() < 2:

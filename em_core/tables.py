@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,10 +61,22 @@ def _rows(path: Path, _mtime: int) -> list[dict[str, Any]]:
 
         table: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
         return table
-    with open(path, encoding="utf-8", newline="") as f:
+    with open(path, encoding="utf-8-sig", newline="") as f:  # Excel begins a .csv with a byte order mark: no part of a name
         if path.suffix == ".csv":
-            return list(csv.DictReader(f))
+            reader = csv.DictReader(f)
+            _check_names(reader.fieldnames or ())
+            return list(reader)
         return [_json(line, number) for number, line in enumerate(f, 1) if line.strip()]
+
+
+def _check_names(columns: Iterable[str]) -> None:
+    """Raises `ValueError` for a name that is there twice: a row would hold only the last of the two, and nobody would know.
+
+    Columns without a name, which spreadsheets leave at the end, nobody asks for.
+    """
+    twice = next((name for name, n in Counter(columns).items() if n > 1 and name.strip()), None)
+    if twice is not None:
+        raise ValueError(f"two columns are called `{twice}`")
 
 
 def _json(line: str, number: int) -> dict[str, Any]:

@@ -158,7 +158,12 @@ def confirm(
     sweep: Annotated[str, typer.Argument(help="A sweep that is done.")],
     top: Annotated[int, typer.Option(min=1, help="How many of the best configs.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds for each (count).")] = 16,
-    metric: Annotated[str, typer.Option(help="By which they are the best: the highest mean of this value.")] = "accuracy",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="By which they are the best: the highest mean of this value (default: accuracy; of a study its objective)."
+        ),
+    ] = None,
     step: Annotated[int | None, typer.Option(help="At which step (default: where the report compares them).")] = None,
     sets: Sets = None,
     launcher: Launcher = LauncherName.auto,
@@ -179,7 +184,8 @@ def confirm(
     loaded, site = confirming.spec_of(manifest, sets or ())
     console = plain_console()
     bring(root, db)
-    ranked = confirming.ranking(db, sweep, metric, step)
+    searched = bool(manifest.study) and metric is None and step is None
+    ranked = confirming.of_study(manifest) if searched else confirming.ranking(db, sweep, metric or "accuracy", step)
     configs = confirming.chosen(manifest, Observer(found).look(manifest), top, ranked)
     if set(configs) != set(ranked[:top]):
         console.print("Confirmed are those that were chosen before; by now others are the best. A larger --top adds them.")
@@ -187,7 +193,10 @@ def confirm(
     done = runner.carry_out(loaded, expansion, "confirm", root, db, runner.pick_launcher(launcher, site), site, console, yes=yes)
     bring(root, db)
     report_undone(done, console)
-    confirming.print_confirmed(db, sweep, metric, step, console)
+    if searched:
+        confirming.print_trials(db, sweep, console)
+    else:
+        confirming.print_confirmed(db, sweep, metric or "accuracy", step, console)
     if done.failed or done.undone:
         raise typer.Exit(1)
 

@@ -79,12 +79,13 @@ def retry(
     where: Where = None,
     root: Root = RUNS,
 ) -> None:
-    """Forgive failed runs, so that the next `run` tries them again; let a sweep that stopped itself go on."""
+    """Forgive failed runs, so that the next `run` (or `study`) tries them again; let a sweep that stopped itself go on."""
     from sweeps import control
 
     for done in control.retry(root, target, where or (), cause or ()):
         plain_console().print(
-            f"{done.sweep}: {done.runs:,} failed runs will be tried again by the next `emsweep run`"
+            f"{done.sweep}: {done.runs - done.told:,} failed runs will be tried again by the next `emsweep {done.command}`"
+            + (f", {done.told:,} are forgiven and not done again, because their trials were told" if done.told else "")
             + (f"; it had stopped ({done.halted}) and may go on" if done.halted else ""),
             soft_wrap=True,
         )

@@ -57,14 +57,17 @@ def mlflow(
     from em_core.journal import SweepDir
     from sweeps import import_mlflow as source
     from sweeps import importing
-    from sweeps.import_journal import bring
+    from sweeps.import_journal import bring, refuse_other_experiment
 
     client = source.open_tracking(tracking_uri)
     found = source.find_experiment(client, experiment)
     sweep = SweepDir(root, importing.sweep_name(name, found.name))
+    if name is None:
+        refuse_other_experiment(sweep, found.name)
     runs = source.read_runs(client, found, only)
     judged = importing.pick_metrics(metrics or (), minimized or (), source.metrics_of(runs))
-    results, notes = source.as_found(runs, judged[0])
+    above, lost = source.read_above(client, runs)
+    results, notes = source.as_found(runs, above, judged[0])
     picked = importing.pick_seed(seed, results, ignored or ())
     choice = importing.Choice(judged, tuple(minimized or ()), picked, tuple(ignored or ()), step_offset)
     origin = {"from": "MLflow", "experiment": found.name, "tracking_uri": source.without_password(client.tracking_uri)}
@@ -74,7 +77,7 @@ def mlflow(
         curves = source.curves_of(client, new)
         return track(curves, found.name, len(new), console=console, transient=True, disable=not console.is_terminal)
 
-    _finish(bring(sweep, choice, origin, results, curves_of), notes, root, db)
+    _finish(bring(sweep, choice, origin, results, curves_of), lost + notes, root, db)
 
 
 @app.command()
@@ -105,13 +108,13 @@ def table(
         raise UserError("which columns are results? --metric COLUMN (higher is better) or --minimize COLUMN")
     judged = tuple(dict.fromkeys((*(metrics or ()), *(minimized or ()))))
     sweep = SweepDir(root, importing.sweep_name(name, file.stem))
-    found, curves = read_table(file, judged, step, run, ignored or ())
+    found, curves, notes = read_table(file, judged, step, run, ignored or ())
     importing.pick_metrics(metrics or (), minimized or (), judged)
     picked = importing.pick_seed(seed, found, ignored or ())
     choice = importing.Choice(judged, tuple(minimized or ()), picked, tuple(ignored or ()), step_offset)
     _finish(
         bring(sweep, choice, {"from": str(file.resolve())}, found, lambda new: [curves[f.source] for f in new]),
-        [],
+        notes,
         root,
         db,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from analysis.confirmed import Step, best_explored, confirmed
 from analysis.grid import Grid, read_grid
 from analysis.queries import load
 from analysis.sentences import at
+from analysis.study import read_study
 from analysis.tables import text_table
 from em_core.config import run_id
 from em_core.errors import UserError
@@ -92,21 +94,45 @@ def ranking(db: Path, sweep: str, metric: str, step: int | None) -> list[str]:
     return ranked
 
 
+def of_study(manifest: Manifest) -> list[str]:
+    """Config ids of a study's complete trials, the best by its objective first. Raises `UserError` where there is none."""
+    from sweeps.trials import best_configs
+
+    best = best_configs(manifest)
+    if not best:
+        raise UserError(f"no trial of {manifest.spec['sweep']} is complete")
+    return best
+
+
+def print_trials(db: Path, sweep: str, console: Console) -> None:
+    """What each confirmed trial of a study was selected for, and what it is worth, by the study's (first) objective."""
+    study = read_study(db, sweep)
+    assert study is not None
+    _print(
+        [{"trial": r["number"], **_beside(r)} for r in study.confirmed.iter_rows(named=True)], study.objectives[0].words, console
+    )
+
+
 def print_confirmed(db: Path, sweep: str, metric: str, step: int | None, console: Console) -> None:
     """What each confirmed config was selected for, and what it is worth."""
     grid = read_grid(db, sweep)
     evaluation, where = judge_of(grid, step)
     table = confirmed(load(sweep, db).scores, evaluation, where, metric)
-    rows = [
-        {
-            "config": grid.name(grid.configs["config_id"].to_list().index(r["config_id"])),
-            "selected (biased up)": _number(r["selected"]), "confirmed": _number(r["mean"]), "95% low": _number(r["lo"]),
-            "95% high": _number(r["hi"]), "n": r["n"], "difference": _number(r["difference"]),
-        }
-        for r in table.iter_rows(named=True)
-    ]  # fmt: skip
+    ids = grid.configs["config_id"].to_list()
+    rows = [{"config": grid.name(ids.index(r["config_id"])), **_beside(r)} for r in table.iter_rows(named=True)]
+    _print(rows, f"{metric} {at(where)}", console)
+
+
+def _beside(row: dict[str, Any]) -> dict[str, Any]:
+    names = {"selected": "selected (flattered)", "mean": "confirmed", "lo": "95% low", "hi": "95% high"}
+    return {
+        **{shown: _number(row[name]) for name, shown in names.items()}, "n": row["n"], "difference": _number(row["difference"]),
+    }  # fmt: skip
+
+
+def _print(rows: list[dict[str, Any]], words: str, console: Console) -> None:
     console.print()
-    console.print(f"On fresh seeds, {metric} {at(where)}:", soft_wrap=True)
+    console.print(f"On fresh seeds, {words}:", soft_wrap=True)
     for line in text_table(rows):
         console.print(line, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from sweeps.chains import start_of
 from sweeps.choose import choose
 from sweeps.complaints import unknown
 from sweeps.leading import controller_jobs
-from sweeps.manifest import Manifest, read_manifest, refuse_imported
+from sweeps.manifest import CONFIRM, Manifest, read_manifest, refuse_imported
 from sweeps.observe import Observer
 from sweeps.reconcile import SubmittedJob
 
@@ -75,11 +75,16 @@ def _unfinished(observer: Observer, manifest: Manifest) -> list[tuple[SubmittedJ
 
 @dataclass(frozen=True)
 class Retried:
-    """What a `retry` did to one sweep: failed runs forgiven, and why the sweep had stopped itself (None: it had not)."""
+    """What a `retry` did to one sweep: failed runs forgiven, and why the sweep had stopped itself (None: it had not).
+
+    `command` tries them again, but for `told` runs of a study, whose trials were told and stay so.
+    """
 
     sweep: str
     runs: int
     halted: str | None
+    command: str
+    told: int
 
 
 def retry(root: Path, target: str, where: Sequence[str] = (), causes: Collection[str] = ()) -> list[Retried]:
@@ -110,13 +115,20 @@ def retry(root: Path, target: str, where: Sequence[str] = (), causes: Collection
             failed = [r for r in manifest.runs if r in chosen.runs and (view.states[r] is RunStatus.FAILED or r in again)]
             if causes:
                 failed = [r for r in failed if _last(failures[r]).cause in causes]
+            told = _of_told_trials(manifest, failed) if manifest.study else set()
             now = time.time()
             marks = [("retry", {"run_id": r, "forgiven": len(failures[r]), "t": now}) for r in failed]
             append_batch(sweep.manifest, marks)
             reason = halted(sweep)
             sweep.halted.unlink(missing_ok=True)
-            done.append(Retried(sweep.sweep, len(failed), reason))
+            done.append(Retried(sweep.sweep, len(failed), reason, "study" if manifest.study else "run", len(told)))
     return done
+
+
+def _of_told_trials(manifest: Manifest, runs: Collection[str]) -> set[str]:
+    """Those of these runs that nobody waits for any more: of trials of a study that were told as failed, which stays so."""
+    waited_for = {t["config_id"] for n, t in manifest.trials.items() if n not in manifest.told}
+    return {r for r in runs if manifest.runs[r].stage != CONFIRM and manifest.runs[r].config_id not in waited_for}
 
 
 def _last(failures: Sequence[Attempt]) -> Attempt:

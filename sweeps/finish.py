@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
 
 from em_core.journal import SweepDir
 from sweeps.looks import look, saving
-from sweeps.manifest import find_sweep, read_manifest
+from sweeps.manifest import Manifest, find_sweep, read_manifest
 from sweeps.runner import Result
+from sweeps.search import Search
 from sweeps.seeds import SeedBudget
+from sweeps.spec import Spec
 
 
 def finish(done: Result, root: Path, db: Path, console: Console) -> None:
@@ -38,19 +42,39 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     if isinstance(done.spec.seeds, SeedBudget):
         looked = look(done.spec.seeds, manifest, done.view, done.sweep)
         console.print(saving(done.spec.seeds, looked), soft_wrap=True)
+    if done.spec.search:
+        ended, more = budget_over(done.spec, done.spec.search, manifest)
+        if ended:
+            console.print(ended, soft_wrap=True)
     query = f"FROM cells WHERE sweep = '{sweep}' AND stage = 'explore' AND metric = 'accuracy' ORDER BY mean DESC LIMIT 10"
+    if done.spec.search:
+        order = "DESC" if done.spec.search.objectives[0].direction == "maximize" else "ASC"
+        query = f"FROM trials WHERE sweep = '{sweep}' AND state = 'complete' ORDER BY value {order} LIMIT 10"
     console.print()
     emsweep = "emsweep" if shutil.which("emsweep") else _shortest(str(Path(sys.executable).with_name("emsweep")))
     spec = _shortest(manifest.spec["spec_path"])
     console.print(f"next: {emsweep} report {sweep}", soft_wrap=True)
     console.print(f'      {emsweep} sql "{query}"', soft_wrap=True)
     if done.spec.search:  # which confirms by itself
-        further = 2 * manifest.n_trials
-        console.print(f"      {emsweep} study {spec} --set search.n_trials={further}", soft_wrap=True)
+        console.print(f"      {emsweep} study {spec} --set {more}", soft_wrap=True)
         return
     if done.view.done and manifest.wanted_evaluations:
         console.print(f"      {emsweep} confirm {sweep} --top 3 --seeds 16", soft_wrap=True)
     console.print(f"      {emsweep} plan {spec} --set seeds=16", soft_wrap=True)
+
+
+def budget_over(spec: Spec, search: Search, manifest: Manifest) -> tuple[str, str]:
+    """Which budget ended a study before its `n_trials` (empty: none), and what to set so that it goes on."""
+    if search.n_trials is not None and manifest.n_trials >= search.n_trials:
+        return "", f"search.n_trials={2 * search.n_trials}"
+    of = "" if search.n_trials is None else f" of {search.n_trials:,}"
+    after = f"is used up after {manifest.n_trials:,}{of} trials"
+    minutes = (time.time() - manifest.study["began"]) / 60
+    if search.timeout_min is not None and minutes >= search.timeout_min:
+        said = f"`search.timeout_min` ({search.timeout_min:g}, counted from when the study began) {after}"
+        return said, f"search.timeout_min={math.ceil(minutes + search.timeout_min)}"
+    most = spec.max_device_hours or 0.0
+    return f"`max_device_hours` ({most:g}, with what confirms the best) {after}", f"max_device_hours={2 * most:g}"
 
 
 def report_undone(done: Result, console: Console) -> None:

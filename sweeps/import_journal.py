@@ -74,6 +74,15 @@ def bring(
     return Imported(sweep.sweep, len(placed), len(known), statuses, len({p.config.config_id for p in placed}), notes)
 
 
+def refuse_other_experiment(sweep: SweepDir, experiment: str) -> None:
+    """Two experiments may come to one name, as all but letters, digits, `_`, `.` and `-` is left out of it: they become one sweep
+    only where a person names it. Raises `UserError`."""
+    before = read_manifest(sweep).spec.get("imported")
+    if before is not None and before.get("experiment") != experiment:
+        other = before.get("experiment") or before["from"]
+        raise UserError(f"{sweep.sweep} holds what was imported from {other!r}, not {experiment!r}: give a --name")
+
+
 def _check(manifest: Manifest, choice: Choice, sweep: SweepDir) -> None:
     before = manifest.spec.get("imported")
     anew = f"give another --name, or remove {sweep.path} to begin anew"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from analysis.mlflow_export import DRIVERS
 from em_core.errors import Fault, UserError
 from em_core.journal import RunStatus
 from sweeps.complaints import unknown
@@ -61,13 +62,12 @@ def open_tracking(uri: str | None) -> MlflowClient:
     )
     if parts.scheme in ("", "file", "sqlite") and not path.exists():
         raise UserError(f"there are no runs of MLflow at {uri}: --tracking-uri or MLFLOW_TRACKING_URI says where they are")
-    where = without_password(uri)
-    if parts.scheme.partition("+")[0] in DATABASE_ENGINES and not asked(where, partial(_is_complete, uri)):
+    if parts.scheme.partition("+")[0] in DATABASE_ENGINES and not asked(uri, partial(_is_complete, uri)):
         raise UserError(
-            f"MLflow {VERSION} would change the database {where}, which is of another version: import from the server that "
-            "uses it, or from a copy after `mlflow db upgrade`"
+            f"MLflow {VERSION} would change the database {without_password(uri)}, which is of another version: import from the "
+            "server that uses it, or from a copy after `mlflow db upgrade`"
         )
-    return asked(where, lambda: MlflowClient(tracking_uri=uri))
+    return asked(uri, lambda: MlflowClient(tracking_uri=uri))
 
 
 def _is_complete(uri: str) -> bool:
@@ -83,16 +83,20 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
-def asked(where: str, question: Callable[[], T]) -> T:
-    """The answer of the store `where`. What goes wrong is one line: `UserError` where the question is wrong, `Fault` where nobody
-    answers."""
+def asked(uri: str, question: Callable[[], T]) -> T:
+    """The answer of the store at `uri`. What goes wrong is one line without the password: `UserError` where the question is wrong
+    or a database's driver is missing, `Fault` where nobody answers."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    where = without_password(uri)
     try:
         return question()
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        said = " ".join(str(error).split())
+    except ModuleNotFoundError as error:
+        driver = DRIVERS.get(str(error.name), error.name)
+        raise UserError(f"MLflow at {where}: the Python package {driver} is missing: `pip install '{driver}'`") from None
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        said = " ".join(str(error).replace(uri, where).split())
         if "API request" in said or isinstance(error, OSError):
             raise Fault(f"MLflow at {where} does not answer: {_short(said)}") from None
         raise UserError(f"MLflow at {where}: {_short(said)}") from None
@@ -138,20 +142,59 @@ def metrics_of(runs: Sequence[Run]) -> set[str]:
     return {name for run in runs for name in run.data.metrics if not name.startswith(SYSTEM)}
 
 
-def as_found(runs: Sequence[Run], metric: str) -> tuple[list[Found], list[str]]:
+def read_above(client: MlflowClient, runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that `runs` are nested in, at any depth, and that are not among them; what is to be said of those that are gone.
+
+    Without their params, runs that differ in them would be one config. A filter may not let them pass, they may be deleted (which
+    MLflow still has, until `mlflow gc`), or be of another experiment.
+    """
+    known = {run.info.run_id for run in runs}
+    above: list[Run] = []
+    gone = 0
+    nested = runs
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        while ids := {_parent(run) for run in nested} - known - {""}:
+            known |= ids
+            got = list(pool.map(lambda i: asked(client.tracking_uri, partial(_run_or_none, client, i)), sorted(ids)))
+            nested = [run for run in got if run is not None]
+            above += nested
+            gone += len(got) - len(nested)
+    lost = f"MLflow no longer has {counted(gone, 'parent run')}: runs nested there lack the params"
+    return above, [lost] if gone else []
+
+
+def _parent(run: Run) -> str:
+    """The id of the run that a run is nested in; empty where there is none."""
+    return str(run.data.tags.get("mlflow.parentRunId", ""))
+
+
+def _run_or_none(client: MlflowClient, run_id: str) -> Run | None:
+    """A run, a deleted one too; None where there is none, or can be none, of this id."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def as_found(runs: Sequence[Run], above: Sequence[Run], metric: str) -> tuple[list[Found], list[str]]:
     """The runs that are results, and what is to be said of the others.
 
-    A nested run has the params of those above it, unless it logged others. Left out are runs that have not ended, those that
-    finished without the metric, those that only hold others together, and what `emsweep export` says was excluded.
+    A nested run has the params of those above it, unless it logged others; `above` are those that are not among `runs`. Left out
+    are runs that have not ended, those that finished without the metric, those that only hold others together, and what `emsweep
+    export` says was excluded.
     """
-    by_id = {run.info.run_id: run for run in runs}
-    above = {run.data.tags.get("mlflow.parentRunId") for run in runs}
+    by_id = {run.info.run_id: run for run in (*runs, *above)}
+    parents = {_parent(run) for run in runs}
     found, running, without = [], 0, 0
     for run in runs:
         tags = run.data.tags
         status = RunStatus.DIVERGED if tags.get("emsweep.diverged") else STATUSES.get(run.info.status)
         has = metric in run.data.metrics
-        if (not has and run.info.run_id in above) or "emsweep.excluded" in tags:
+        if (not has and run.info.run_id in parents) or "emsweep.excluded" in tags:
             continue
         if status is None or (status is RunStatus.COMPLETED and not has):
             running, without = running + (status is None), without + (status is not None)
@@ -177,7 +220,7 @@ def as_found(runs: Sequence[Run], metric: str) -> tuple[list[Found], list[str]]:
 
 def _params(run: Run, by_id: dict[str, Run]) -> dict[str, str]:
     """The params of a run, over those of the runs above it."""
-    parent = by_id.get(run.data.tags.get("mlflow.parentRunId", ""))
+    parent = by_id.get(_parent(run))
     return (_params(parent, by_id) if parent is not None and parent is not run else {}) | dict(run.data.params)
 
 

@@ -35,14 +35,17 @@ class _Run:
 
 def read_table(
     path: Path, metrics: Sequence[str], step: str | None, run: str | None, ignored: Sequence[str]
-) -> tuple[list[Found], dict[str, Curves]]:
-    """The runs of a table and their curves by source. Columns that are neither a metric, `step`, nor `run` are params.
+) -> tuple[list[Found], dict[str, Curves], list[str]]:
+    """The runs of a table, their curves by source, and what is to be said of it.
+
+    Columns that are neither a metric, `step`, nor `run` are params, but for one without a name: it numbers the rows, as pandas
+    writes its index, and would make each a config of its own.
 
     Without `run`, rows belong together that have equal params, seed included, where there is a `step`; else each is a run. A run
     without any value of the first metric failed; one whose last value is NaN diverged. Raises `UserError` for a column that is
     not there, and for a value that cannot be one.
     """
-    rows = _rows(path)
+    rows, notes = _rows(path)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     roles = {"--metric": metrics, "--step": [step] if step else [], "--run": [run] if run else [], "--ignore": ignored}
     for option, names in roles.items():
@@ -74,10 +77,11 @@ def read_table(
                 hint = "--run COLUMN says which rows belong together" if not run else "--step COLUMN says which step a row is of"
                 raise UserError(f"{where}: {again}; {hint}")
             curve[at] = value
-    return _found(runs.values(), path, metrics[0])
+    return *_found(runs.values(), path, metrics[0]), notes
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows by the names of their columns, and what is to be said of them."""
     if path.suffix not in TABLES:
         raise UserError(f"{path}: a table is a {', '.join(TABLES)} file")
     if not path.is_file():
@@ -86,12 +90,13 @@ def _rows(path: Path) -> list[Row]:
     for number, row in enumerate(table, 1):
         if None in row:
             raise UserError(f"{path}, row {number}: has more cells than the table has columns")
-    rows: list[Row] = [{str(k).removeprefix("\ufeff"): v for k, v in row.items()} for row in table]
-    if not rows:
+    if not table:
         raise UserError(f"{path}: the table has no rows")
+    rows: list[Row] = [{k: v for k, v in row.items() if k.strip()} for row in table]
+    unnamed = any(len(row) < len(whole) for row, whole in zip(rows, table, strict=True))
     if path.suffix == ".csv":
         rows = [{k: typed(v) if isinstance(v, str) and v not in MISSING else None for k, v in row.items()} for row in rows]
-    return rows
+    return rows, ["left out: a column without a name, as pandas writes its index"] if unnamed else []
 
 
 def _found(runs: Iterable[_Run], path: Path, metric: str) -> tuple[list[Found], dict[str, Curves]]:

@@ -85,11 +85,14 @@ def counted(n: int, noun: str) -> str:
 
 
 def sweep_name(said: str | None, source: str) -> str:
-    """The name that was given, or one made of the source's. Raises `UserError` where the given one cannot be a sweep's."""
+    """The name that was given, or one made of the source's. Raises `UserError` where that cannot be a sweep's."""
     [form] = [m.pattern for m in Spec.model_fields["name"].metadata if hasattr(m, "pattern") and m.pattern]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source).strip("-.")[:80] if said is None else said
     if len(name) > 80 or not re.fullmatch(form, name):
-        raise UserError(f"--name: {name!r} cannot be a sweep's name: letters, digits, `_`, `.` and `-`, at most 80")
+        rule = "letters, digits, `_`, `.` and `-`, at most 80"
+        if said is None:
+            raise UserError(f"no sweep's name can be made of {source!r}: give one with --name ({rule})")
+        raise UserError(f"--name: {name!r} cannot be a sweep's name: {rule}")
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from em_core.config import steps_within
 from sweeps.complaints import unknown
@@ -17,6 +18,14 @@ def measure_of(objective: Objective, evaluations: Sequence[EvaluationSteps], spe
     """(eval_id, metric) of an objective: the first evaluation of its task, or of all. Raises `SpecError` where there is none."""
     eval_id, _, _ = _evaluation_of(objective, evaluations, spec, ("search", "objective"))
     return eval_id, objective.metric
+
+
+def judged_by(objective: Objective, evaluations: Sequence[EvaluationSteps], spec: Spec) -> dict[str, Any]:
+    """What a trial's value rests on, for the record: the evaluation, and those of its steps that the objective looks at."""
+    eval_id, _, steps = _evaluation_of(objective, evaluations, spec, ("search", "objective"))
+    if objective.step is not None:
+        return {"eval_id": eval_id, "steps": [objective.step]}
+    return {"eval_id": eval_id, "steps": ["last"] if objective.rule == "last" and "last" in steps else list(steps)}
 
 
 def check_objectives(spec: Spec, configs: Sequence[Config], evaluations: Sequence[EvaluationSteps]) -> None:

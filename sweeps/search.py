@@ -81,7 +81,7 @@ class Search(Strict):
     )
     n_warmup_steps: int = Field(0, ge=0, description="Steps of a run before which `within_run` never stops it (updates).")
     n_trials: int | None = Field(None, ge=1, description="Budget: trials (count).")
-    timeout_min: float | None = Field(None, gt=0, description="Budget: after so long no new trial begins (minutes).")
+    timeout_min: float | None = Field(None, gt=0, description="Budget: minutes since it first began, after which no trial does.")
     workers: int | None = Field(
         None, ge=1, description="Runs at a time (count; none: what fits this machine, or 8 on a cluster)."
     )

@@ -36,7 +36,7 @@ from sweeps.site import Site
 from sweeps.space import space_of, study_expansion
 from sweeps.spec import Spec
 from sweeps.stopped import PRUNED, Stopper
-from sweeps.study_record import check_same, record_of
+from sweeps.study_record import check_same, check_trials, record_of
 from sweeps.trials import Told, Trials, best_first
 
 UNMAKEABLE = 20
@@ -57,8 +57,9 @@ class Study:
         self.feed = Feed(spec, sweep, site, self.observer.launchers[launcher], self.observer)
         self.every = site.poll_seconds
         before = read_manifest(sweep)
-        record = record_of(self.search, self.space, before)
+        record = record_of(self.space, expansion.evaluations, before)
         check_same(before, record, sweep.sweep)
+        check_trials(before, self.space, sweep.sweep)
         with self._locked():
             self.mark = lead(sweep)
             asked = Expansion(sweep.sweep, (), (), expansion.evaluations, prompt_sets=expansion.prompt_sets)

@@ -171,6 +171,8 @@ def enqueue(study: Study, spec: Spec, known: dict[str, list[dict[str, Any]]], co
     for origin, points in known.items():
         if new := study.enqueue(points, origin):
             console.print(f"{new:,} of the best configs are tried first ({origin})", soft_wrap=True)
+        elif not any(map(study.space.parameters, points)):
+            console.print(f"none is tried first ({origin}): no value of its best configs is in this space", soft_wrap=True)
 
 
 def follow(study: Study, launcher: str, show: Progress) -> View:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from em_core.errors import UserError
 from em_core.journal import Appender
+from sweeps.manifest import Manifest
 from sweeps.search import Search
 from sweeps.space import Choices, Numbers, Space
 
@@ -222,6 +223,13 @@ def best_first(trials: Collection[FrozenTrial], search: Search) -> list[FrozenTr
     whole = [t for t in trials if t.user_attrs.get("told") == Told.COMPLETE and t.values]
     places = {t.number: t for t in whole}
     return [places[n] for n in ranked({t.number: t.values or () for t in whole}, [o.direction for o in search.objectives])]
+
+
+def best_configs(manifest: Manifest) -> list[str]:
+    """The same of a study's record: config ids, each once."""
+    values = {r["number"]: r["values"] for r in manifest.told.values() if r["state"] == Told.COMPLETE}
+    numbers = ranked(values, [o["direction"] for o in manifest.study["objectives"]])
+    return list(dict.fromkeys(manifest.trials[n]["config_id"] for n in numbers))
 
 
 def ranked(values: Mapping[int, Sequence[float]], directions: Sequence[str]) -> list[int]:

@@ -23,13 +23,11 @@ def points_of(source: WarmStart, root: Path, db: Path, space: Space) -> list[dic
     """
     from analysis.collect import collect
     from sweeps.confirm import ranking
-    from sweeps.trials import ranked
+    from sweeps.trials import best_configs
 
     manifest = read_manifest(find_sweep(root, source.sweep))
     if manifest.study:
-        values = {r["number"]: r["values"] for r in manifest.told.values() if r["state"] == "complete"}
-        numbers = ranked(values, [o["direction"] for o in manifest.study["objectives"]])
-        best = list(dict.fromkeys(manifest.trials[n]["config_id"] for n in numbers))
+        best = best_configs(manifest)
     else:
         collect(root, db)
         best = ranking(db, source.sweep, "accuracy", None)

@@ -161,6 +161,20 @@ def test_a_param_of_every_run_is_pointed_at(here: Path, capsys: pytest.CaptureFi
     assert ask("SELECT n FROM cells WHERE sweep = 'p' AND metric = 'accuracy'") == [(2,)]
 
 
+@pytest.mark.parametrize("header", [",lr,seed,acc", "\ufeff,lr,seed,acc", "lr,seed,acc, ,"])
+def test_a_column_without_a_name_is_no_param(here: Path, capsys: pytest.CaptureFixture[str], header: str) -> None:
+    """What pandas writes by default numbers its rows in one; what spreadsheets leave at the end is none."""
+    rows = ["0,0.1,0,0.5", "1,0.1,1,0.75"] if header.endswith("acc") else ["0.1,0,0.5,0,", "0.1,1,0.75,1,"]
+    (here / "pandas.csv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    bring("table", "pandas.csv", "--metric", "acc")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 runs of 1 config imported" in said
+    assert "- left out: a column without a name, as pandas writes its index" in said
+    assert "different in every run" not in said
+    assert ask("SELECT params::VARCHAR FROM configs") == [('{"lr": 0.1}',)]
+    assert ask("SELECT seed, accuracy FROM scores ORDER BY ALL") == [(0, 0.5), (1, 0.75)]
+
+
 def test_what_was_imported_is_reported_and_never_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bring("table", "wide.csv", "--metric", "acc")
     assert call("report", "wide") == 0
@@ -206,7 +220,8 @@ def tree(folder: Path) -> dict[str, str]:
         (["wide.csv", "--metric", "acc", "--ignore", "widht"], "--ignore: unknown column `widht`; did you mean `width`?"),
         (["wide.csv", "--metric", "acc", "--minimize", "acc"], "`acc` is to be high (--metric) and low (--minimize)"),
         (["wide.csv", "--metric", "acc", "--seed", "lr"], "row 1 of wide.csv: `lr` is 0.1, not a whole number"),
-        (["wide.csv", "--metric", "acc", "--name", "a/b"], "cannot be a sweep's name"),
+        (["wide.csv", "--metric", "acc", "--name", "a/b"], "--name: 'a/b' cannot be a sweep's name"),
+        (["実験.csv", "--metric", "acc"], "no sweep's name can be made of '実験': give one with --name (letters,"),
         (["long.csv", "--metric", "bleu", "--run", "lr"], "row 2: `epoch` differs from that of row 1, which is the same run"),
         (["long.csv", "--metric", "name"], "`name` is 'a', not a number"),
         (["long.csv", "--metric", "bleu", "--step", "bleu"], "is 20.5, not a whole number"),
@@ -215,6 +230,7 @@ def tree(folder: Path) -> dict[str, str]:
         (["empty.csv", "--metric", "acc"], "the table has no rows"),
         (["twice.csv", "--metric", "acc", "--step", "s"], "step 1 of this run was told before; --run COLUMN says"),
         (["ragged.csv", "--metric", "acc"], "row 2: has more cells than the table has columns"),
+        (["same.csv", "--metric", "acc"], "same.csv cannot be read: two columns are called `acc`"),
         (["clash.csv", "--metric", "acc"], "two of its params would be `params.a_b`"),
     ],
 )
@@ -223,6 +239,7 @@ def test_mistakes_in_one_line(here: Path, capsys: pytest.CaptureFixture[str], ar
     (here / "empty.csv").write_text("lr,acc\n")
     (here / "twice.csv").write_text("lr,s,acc\n1,1,0.5\n1,1,0.75\n")
     (here / "ragged.csv").write_text("lr,acc\n1,0.5\n1,0.5,2\n")
+    (here / "same.csv").write_text("lr,seed,acc,acc,,\n1,0,0.5,0.25,,\n")
     (here / "clash.csv").write_text("a/b,a b,acc\n1,1,0.5\n")
     assert call("import", "table", *args) == 2
     told = capsys.readouterr().err

@@ -232,6 +232,14 @@ def test_more_trials_go_on(again: Folder) -> None:
         ("[1, 2, 3]", "[1, 2]", "search.space.num_iterations: a study keeps its choices"),
         ("[1, 2, 3]", "{low: 1, high: 3}", "search.space.num_iterations: a study keeps its choices"),
         (", log: true}", "}", "search.space.learning_rate: a study keeps its choices"),
+        ("limit: 60", "limit: 50", "evaluate: the study s was begun with another;"),
+        ("[0, 1, 2, 3, 4]", "[0, 1]", "evaluate: the study s was begun with another;"),
+        ("max_steps: 4", "max_steps: 5", "trial 0 of the study s would be another config by now (max_steps was 4 and is 5);"),
+        (
+            "    learning_rate: {low: 1.0e-5, high: 1.0e-3, log: true}\n",
+            "",
+            "trial 0 of the study s would be another config by now (learning_rate was ",
+        ),
     ],
 )
 def test_what_makes_trials_incomparable_is_refused(
@@ -296,8 +304,11 @@ def test_device_hours_end_a_study(folder: Folder) -> None:
 def test_minutes_end_a_study(folder: Folder) -> None:
     spec = folder.path / folder.write(keys="timeout_min: 0.02")
     spec.write_text(spec.read_text().replace("  n_trials: 4\n", ""))
-    folder.study(spec.name, env={STEP_SECONDS: "0.1"})
+    said = folder.study(spec.name, env={STEP_SECONDS: "0.1"})
     assert set(states(folder.manifest())) == {"complete"}, "what was begun is finished"
+    n = len(folder.manifest().trials)
+    assert f"`search.timeout_min` (0.02, counted from when the study began) is used up after {n} trials" in said
+    assert f"study {spec.name} --set search.timeout_min=" in said
     before = len(folder.attempts())
     folder.study(spec.name)
     assert len(folder.attempts()) == before, "nor is there time for more afterwards"
@@ -392,7 +403,8 @@ def test_failed_trials_are_told_so_and_the_study_goes_on(folder: Folder) -> None
             assert r["why"] in ("seed 0 failed", "seed 1 failed")
             assert folder.optuna().trials[number].state == optuna.trial.TrialState.FAIL
     folder.study("s.yaml", check=1)
-    folder.call("retry", "s")
+    said = f"s: 0 failed runs will be tried again by the next `emsweep study`, {failed} are forgiven and not done again"
+    assert folder.call("retry", "s").startswith(said)
     assert "runs failed" not in folder.study("s.yaml"), "what was forgiven is no failure, nor is it trained: its trial was told"
     assert folder.manifest().told == manifest.told
 
@@ -487,6 +499,31 @@ def test_two_objectives_have_a_pareto_front_that_is_confirmed(folder: Folder) ->
     points = points_of(source, folder.path / "runs", folder.path / "results.duckdb", space)
     rates = {t["params"]["learning_rate"] for t in manifest.trials.values() if t["config_id"] in front}
     assert {p["learning_rate"] for p in points} == rates, "what another study begins with"
+
+
+@pytest.mark.slow
+def test_confirm_takes_the_best_complete_trial_by_the_objective(folder: Folder) -> None:
+    """Not the highest mean of all, which is the worst here, and may be a pruned trial's one lucky seed."""
+    said = folder.study(folder.write(keys="objective: {direction: minimize}\n  pruner: racing", trials=4))
+    manifest = folder.manifest()
+    best = min((r for r in manifest.told.values() if r["state"] == "complete"), key=lambda r: r["values"][0])
+    assert "ORDER BY value ASC" in said
+    assert "and so flattered; `emsweep confirm s` measures it on fresh ones" in " ".join(said.split())
+    said = folder.call("confirm", "s", "--top", "1", "--seeds", "2", "--launcher", "local", "-y")
+    confirmed = {r.config_id for r in folder.manifest().runs.values() if r.stage == CONFIRM}
+    assert confirmed == {manifest.trials[best["number"]]["config_id"]}
+    *_, row = said.splitlines()
+    assert row.split()[:2] == [str(best["number"]), str(round(best["values"][0], 3))]
+
+
+@pytest.mark.slow
+def test_a_warm_start_of_which_nothing_fits_is_said(again: Folder) -> None:
+    spec = again.path / again.write("w", "warm_start: [{sweep: s}]", trials=1, seeds=1)
+    narrow = spec.read_text().replace("[1, 2, 3]", "[4]").replace("low: 1.0e-5, high: 1.0e-3", "low: 1.0e-2, high: 1.0e-1")
+    spec.write_text("\n".join(line for line in narrow.splitlines() if "epsilon" not in line))
+    said = again.study(spec.name)
+    assert "none is tried first (warm start: s): no value of its best configs is in this space\n" in said
+    assert "Only one config is complete, so there is nothing to compare." in " ".join(said.split())
 
 
 def cancelled_meanwhile(folder: Folder, spec: str, step_seconds: str, stage: str) -> str:

@@ -181,6 +181,17 @@ def test_of_several_objectives_each_is_confirmed(tmp_path: Path) -> None:
     assert f"has 0.610 and 0.410, and 0.600 [{t_interval([0.58, 0.62]).lo:.3f}" in sentence
 
 
+def test_trials_beyond_bounds_that_were_narrowed_since_still_count(tmp_path: Path) -> None:
+    made = by_hand(tmp_path)
+    narrow = {**SPACE, "learning_rate": {"low": 1e-5, "high": 2e-5, "log": True}}
+    before = found(made)
+    made.record("study", objectives=[ACCURACY], space=narrow, sampler="tpe", seeds_per_trial=2, n_trials=6)
+    after = found(made)
+    assert after.space == narrow
+    assert after.front["number"].to_list() == before.front["number"].to_list() == [2, 4]
+    assert len(after._optuna().trials) == after.valued.height
+
+
 def test_two_trials_of_one_config_share_its_runs(tmp_path: Path) -> None:
     made = StudySweep(tmp_path / "runs", space=SPACE, seeds=2)
     for _ in range(2):
