@@ -34,6 +34,10 @@ def finish(done: Result, root: Path, db: Path, console: Console) -> None:
     if collected.torn:
         console.print(f"{collected.torn:,} unreadable journal lines were passed over (their runs were done again)")
     manifest = read_manifest(done.sweep)
+    if done.spec.search and manifest.told and not manifest.answered:
+        last = max(manifest.told.values(), key=lambda r: r["t"])
+        why = f" ({last['why']})" if last["why"] else ""
+        console.print(f"no trial is complete; the last, trial {last['number']}, is {last['state']}{why}", soft_wrap=True)
     own = any(c.training.command for c in manifest.configs.values())  # such a trainer may tell scores nobody asked for
     if done.view.done and (manifest.wanted_evaluations or own):
         from analysis.report import print_summary, summarize

@@ -152,7 +152,8 @@ def test_what_a_told_trial_left_is_given_up_by_the_next_controller(tmp_path: Pat
     assert spec.search is not None
     Trials(hunt.sweep.study, "hunt", spec.search, space_of(spec)).tell(0, Told.FAILED, None, 0, "seed 0 failed")
     done = hunt.call("study", "hunt.yaml", "--launcher", "local", "-y")
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = "no trial is complete; the last, trial 0, is failed (seed 0 failed)\n"
+    assert (done.returncode, said in done.stdout) == (1, True), done.stdout + done.stderr
     runs = {r["run_id"] for r in hunt.records("run")}
     assert {r["run_id"]: r["reason"] for r in hunt.records("exclude")} == dict.fromkeys(runs, "trial 0 was over: seed 0 failed")
     assert hunt.attempts(*RunStatus) == 2
