@@ -53,6 +53,7 @@ def nest(uri: str) -> tuple[Any, list[str]]:
     return client, above
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("store", ["sqlite:///{}/ml.db", "file://{}/mlruns", pytest.param("", marks=pytest.mark.long)])
 def test_params_of_runs_that_the_filter_leaves_out_or_that_were_deleted(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
@@ -73,6 +74,7 @@ def test_params_of_runs_that_the_filter_leaves_out_or_that_were_deleted(
     assert sql("deleted.duckdb", FOUND).rows() == LOGGED
 
 
+@pytest.mark.long
 def test_a_parent_that_is_gone_for_good_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whether `mlflow gc` removed it, or whoever set the tag made its id up."""
     client, above = nest(f"sqlite:///{here}/ml.db")
@@ -121,6 +123,7 @@ def test_a_database_whose_driver_is_missing(
     assert capsys.readouterr().err == f"emsweep: {said}\n"
 
 
+@pytest.mark.long
 def test_no_password_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not where MLflow says the address itself, nor where a server is asked that is not there."""
     for address, code in (("nonsense://u:secret@127.0.0.1:1", 2), ("http://u:secret@127.0.0.1:1", 1)):

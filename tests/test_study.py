@@ -257,6 +257,7 @@ def test_what_makes_trials_incomparable_is_refused(
     assert (again.sweep().manifest.read_bytes(), again.sweep().study.read_bytes()) == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_warm_start_tries_the_best_of_others_first_and_trains_no_run_twice(again: Folder) -> None:
     plain = (
@@ -289,6 +290,7 @@ def test_a_warm_start_tries_the_best_of_others_first_and_trains_no_run_twice(aga
 # -- budgets --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_device_hours_end_a_study(folder: Folder) -> None:
     spec = folder.path / folder.write(more="max_device_hours: 0.0007")
@@ -476,6 +478,7 @@ def test_a_diverged_run_ends_its_trial_and_is_no_failure(folder: Folder) -> None
     assert (trial.state, trial.user_attrs["told"]) == (optuna.trial.TrialState.PRUNED, "diverged")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_objectives_have_a_pareto_front_that_is_confirmed(folder: Folder) -> None:
     """The best step, chosen on the other seed, and the mean height of the curve, here as small as possible."""
@@ -501,6 +504,7 @@ def test_two_objectives_have_a_pareto_front_that_is_confirmed(folder: Folder) ->
     assert {p["learning_rate"] for p in points} == rates, "what another study begins with"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_confirm_takes_the_best_complete_trial_by_the_objective(folder: Folder) -> None:
     """Not the highest mean of all, which is the worst here, and may be a pruned trial's one lucky seed."""
@@ -516,6 +520,7 @@ def test_confirm_takes_the_best_complete_trial_by_the_objective(folder: Folder) 
     assert row.split()[:2] == [str(best["number"]), str(round(best["values"][0], 3))]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_warm_start_of_which_nothing_fits_is_said(again: Folder) -> None:
     spec = again.path / again.write("w", "warm_start: [{sweep: s}]", trials=1, seeds=1)
