@@ -20,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from analysis.grid import EXPLORE, Grid, Point, show
@@ -396,9 +395,3 @@ def _beside(told: float | None, values: Values, fresh: Values) -> dict[str, Any]
     numbers = {"n": found.n, "mean": found.mean, "sd": found.sd, "lo": found.lo, "hi": found.hi}
     difference = found.mean - selected if selected is not None else None
     return {"n_selected": len(chosen), "selected": selected, **numbers, "difference": difference}
-
-
-def seed_matrix(values: Mapping[str, Values], configs: Sequence[str]) -> Floats:
-    """(configs, seeds): NaN where a config lacks a seed."""
-    seeds = sorted({s for c in configs for s in values.get(c, {})})
-    return np.array([[values.get(c, {}).get(s, np.nan) for s in seeds] for c in configs]).reshape(len(configs), len(seeds))

@@ -10,8 +10,8 @@ import polars as pl
 
 from analysis.figures.style import listed
 from analysis.sentences import interval, upper
-from analysis.stats import Interval, tied_with_best
-from analysis.study import FEWEST, Study, seed_matrix
+from analysis.stats import Floats, Interval, tied_with_best
+from analysis.study import FEWEST, Study, Values
 
 MOST_NAMED = 6
 
@@ -84,7 +84,7 @@ def _tied(study: Study) -> str:
         numbers = dict(zip(configs, rows["number"], strict=True))
     if len(configs) == 1:
         return "Only one config is complete, so there is nothing to compare."
-    grid = seed_matrix(values, configs) * study.objectives[0].sign
+    grid = _seed_matrix(values, configs) * study.objectives[0].sign
     ties = tied_with_best(grid)
     if ties.best < 0 or np.isfinite(grid[ties.best]).sum() < 2:
         return "Which other trials are as good cannot be told: that needs two seeds."
@@ -93,6 +93,12 @@ def _tied(study: Study) -> str:
     by = f"by {study.objectives[0].words} " if len(study.objectives) > 1 else ""
     best, named = numbers[configs[ties.best]], _named(others, len(configs) - 1)
     return f"{among}, trial {best} is best {by}{where}; {named} {how}{_flattery(study)}."
+
+
+def _seed_matrix(values: Mapping[str, Values], configs: Sequence[str]) -> Floats:
+    """(configs, seeds): NaN where a config lacks a seed."""
+    seeds = sorted({s for c in configs for s in values.get(c, {})})
+    return np.array([[values.get(c, {}).get(s, np.nan) for s in seeds] for c in configs]).reshape(len(configs), len(seeds))
 
 
 def _named(tied: Sequence[int], others: int) -> str:

@@ -54,7 +54,7 @@ def nest(uri: str) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("store", ["sqlite:///{}/ml.db", "file://{}/mlruns", pytest.param("", marks=pytest.mark.long)])
+@pytest.mark.parametrize("store", ["sqlite:///{}/ml.db", "file://{}/mlruns", ""])
 def test_params_of_runs_that_the_filter_leaves_out_or_that_were_deleted(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
 ) -> None:
